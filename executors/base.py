@@ -1,0 +1,100 @@
+"""What every executor does, as a numbered contract.
+
+1. An executor is a dataclass of plain fields; the field docs are its help. `validate()` checks the values
+   alone, `check_job()` checks one job against them. Both raise `ConfigError` and touch nothing.
+2. `render()` is pure: the same jobs give the same text. What a dry run prints is what `submit()` sends.
+3. `submit()` sends a rendered submission once: called again with the same one, it finds the first and
+   starts nothing new. All jobs of one call share one connection; dependencies among them are kept.
+4. `poll()` answers for all references at once and never raises for one lost job: what it cannot tell is UNKNOWN.
+5. `logs()` reads from the offsets it is given, so that a reader goes on where it stopped.
+6. `cancel()` is idempotent, and returns when the jobs have ended or the executor has taken the order over.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from nemorun.job import JobRef, JobSpec, JobStatus, Resources
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A submission in full: what is printed by a dry run and what is sent."""
+
+    executor: str
+    """The executor's kind, as in the list of executors."""
+    text: str
+    """Script, manifest or plan: exactly what is sent."""
+    jobs: tuple[JobSpec, ...]
+
+
+@dataclass(frozen=True)
+class LogChunk:
+    """A piece of one rank's output: whole lines as far as they exist."""
+
+    rank: int
+    attempt: int
+    text: str
+    offset: int
+    """Byte offset in this attempt's log after this chunk."""
+
+
+#: Where a reader of logs stands: (attempt, rank) -> bytes read.
+LogOffsets = Mapping[tuple[int, int], int]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `nemorun executors check NAME`."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+@dataclass
+class Executor(ABC):
+    """Where and how jobs run. Fields left None are taken from the task."""
+
+    kind: ClassVar[str]
+
+    env_vars: dict[str, str] = field(default_factory=dict)
+    """Environment of every rank; names keep their case, values are passed untouched."""
+    retries: int = 0
+    """How often a failed task is started again. A preemption costs none."""
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Check the fields. Raises ConfigError that names the field, the value and what is allowed."""
+
+    @abstractmethod
+    def resources(self, wanted: Resources | None) -> Resources:
+        """The job's resources: this executor's fields where set, else what the task wants, else one plain process.
+
+        Raises ConfigError where both are set and differ.
+        """
+
+    @abstractmethod
+    def render(self, jobs: Sequence[JobSpec]) -> Rendered: ...
+
+    @abstractmethod
+    def submit(self, rendered: Rendered, secrets: Mapping[str, str]) -> dict[str, str]:
+        """Send it; `secrets` maps the names in the jobs to values. Returns task name -> handle."""
+
+    @abstractmethod
+    def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
+        """Token -> status, for every reference given."""
+
+    @abstractmethod
+    def logs(self, ref: JobRef, offsets: LogOffsets, rank: int | None = None) -> Iterable[LogChunk]:
+        """What has been written since `offsets`, and then stop: following is the caller's loop."""
+
+    @abstractmethod
+    def cancel(self, refs: Sequence[JobRef]) -> None: ...
+
+    @abstractmethod
+    def check(self) -> list[Check]:
+        """Can this executor be used from here? One line a thing that must be so."""

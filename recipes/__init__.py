@@ -1,0 +1,1 @@
+"""Bundled recipes: factories only, one small module a model family."""
