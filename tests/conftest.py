@@ -18,6 +18,11 @@ _INHERITED = frozenset(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests run last, so that the others answer early."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 @pytest.fixture(autouse=True)
 def nemorun_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This test's own NEMORUN_HOME (returned) and XDG_CONFIG_HOME, beside and not inside `tmp_path`."""
