@@ -1,0 +1,69 @@
+"""`nemorun executors`: which there are, and whether one can be used from here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from nemorun.cli.completion import complete_executor
+from nemorun.cli.output import Json, as_json, table
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def executors(ctx: typer.Context, json: Json = False) -> None:
+    """List the configured executors, or check one."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from nemorun.workspace import executor_entries, find_workspace
+
+    workspace = find_workspace()
+    default = workspace.settings.default_executor or "local"
+    rows = [
+        {
+            "name": name,
+            "type": entry.fields.get("type"),
+            "factory": entry.fields.get("factory"),
+            "fields": {key: value for key, value in entry.fields.items() if key not in ("type", "factory")},
+            "default": name == default,
+            "origin": None if entry.origin is None else str(entry.origin),
+        }
+        for name, entry in executor_entries(workspace).items()
+    ]
+    if json:
+        return as_json(rows)
+    table(
+        ("name", "type", "fields", "from"),
+        [
+            (
+                f"{row['name']} (default)" if row["default"] else str(row["name"]),
+                str(row["type"] or row["factory"]),
+                " ".join(f"{key}={value}" for key, value in row["fields"].items()),  # type: ignore[attr-defined]
+                str(row["origin"] or "built in"),
+            )
+            for row in rows
+        ],
+    )
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete_executor)],
+    json: Json = False,
+) -> int:
+    """Say whether an executor can be used from here, one line for each thing that must be so.
+
+    Exit code 1 if one of them is not.
+    """
+    from nemorun.cli.task import make_executor
+    from nemorun.workspace import find_workspace
+
+    checks = make_executor(name, (), find_workspace()).check()
+    good = all(line.ok for line in checks)
+    if json:
+        as_json({"name": name, "ok": good, "checks": [vars(line) for line in checks]})
+    else:
+        table(("check", "result", ""), [(line.name, "ok" if line.ok else "FAILED", line.message) for line in checks])
+    return 0 if good else 1

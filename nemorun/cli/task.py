@@ -1,0 +1,230 @@
+"""From the words of one line to an experiment that is ready to run: what to run, where, and how often."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemorun.errors import ConfigError, DiscoveryError, NemorunError, OverrideError
+
+if TYPE_CHECKING:
+    from nemorun.executors.base import Executor
+    from nemorun.experiment import Experiment
+    from nemorun.workspace import Workspace
+
+_EXECUTOR = "executor."
+
+
+@dataclass(frozen=True)
+class Request:
+    """One `nemorun run` line, parsed and not yet looked up."""
+
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    rest: tuple[str, ...] | None = None
+    """What stands after `--`; None where there is no `--`."""
+    yaml: Path | None = None
+    sweeps: tuple[str, ...] = ()
+    executor: str | None = None
+    name: str | None = None
+    retries: int | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+
+
+def assemble(request: Request, confirm: Callable[[int], None]) -> Experiment:
+    """The experiment that the request asks for; nothing is recorded or submitted yet.
+
+    `confirm` is called with the number of tasks of a sweep, and raises where that is not wanted.
+    """
+    from nemorun.config import expand_sweep
+    from nemorun.experiment import Experiment
+    from nemorun.workspace import find_workspace
+
+    workspace = find_workspace()
+    source = _source(request, workspace)
+    points = expand_sweep(list(request.sweeps)) if request.sweeps else [[]]
+    if len(points) > 1:
+        confirm(len(points))
+    experiment = Experiment(request.name or source.name, plugins=[load_plugin(text) for text in request.plugins])
+    names = _point_names(points)
+    for point, name in zip(points, names, strict=True):
+        wanted, of_executor = split_executor([*source.overrides, *point])
+        experiment.add(
+            source.make(wanted),
+            name=name if request.sweeps else None,
+            executor=make_executor(request.executor, of_executor, workspace),
+            retries=request.retries,
+            env=dict(request.env),
+            secrets=request.secrets,
+        )
+    return experiment
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What to run: `make` takes the task's overrides."""
+
+    name: str
+    make: Callable[[Sequence[str]], Any]
+    overrides: tuple[str, ...]
+
+
+def _source(request: Request, workspace: Workspace) -> _Source:
+    if request.yaml is not None:
+        # The first word is no recipe here, as the file says what to run.
+        words = () if request.recipe is None else (request.recipe,)
+        if request.rest is not None:
+            raise NemorunError("--yaml takes no arguments after `--`; change the task with KEY=VALUE")
+        path = request.yaml
+        return _Source(path.stem, lambda overrides: _from_yaml(path, overrides), (*words, *request.overrides))
+    if request.recipe is None:
+        if not request.rest:
+            raise NemorunError(
+                "nothing to run: name a recipe (`nemorun recipes` lists them), a script, or a command after `--`"
+            )
+        return _command(request.rest)
+    if request.recipe.startswith(_EXECUTOR) and "=" in request.recipe:
+        if not request.rest:
+            raise NemorunError(f"nothing to run: '{request.recipe}' is an override, and stands after the recipe")
+        return _command(request.rest, (request.recipe, *request.overrides))
+    path = Path(request.recipe)
+    if path.suffix and (request.rest is not None or _is_script(path)):
+        return _script(path, request.rest or (), request.overrides)
+    if request.rest is not None:
+        raise NemorunError(
+            f"'{request.recipe}' is a recipe and takes KEY=VALUE, not arguments after `--`; "
+            "those are for a script (script.py -- ARGS) or stand for a command of their own (-- COMMAND)"
+        )
+    from nemorun.config import resolve
+
+    text = request.recipe
+    return _Source(recipe_name(text), lambda overrides: resolve(text, overrides, workspace.root), request.overrides)
+
+
+def _command(argv: Sequence[str], overrides: tuple[str, ...] = ()) -> _Source:
+    from nemorun.experiment import Command
+
+    name = Path(argv[0]).name
+
+    def make(overrides: Sequence[str]) -> Any:
+        _refuse(overrides, f"the command '{name}'")
+        return Command(argv)
+
+    return _Source(name, make, overrides)
+
+
+def _script(path: Path, arguments: Sequence[str], overrides: tuple[str, ...]) -> _Source:
+    from nemorun.experiment import Script
+
+    if not path.is_file():
+        raise DiscoveryError(f"there is no script '{path}' in {Path.cwd()}")
+
+    def make(overrides: Sequence[str]) -> Any:
+        _refuse(overrides, f"the script '{path}'")
+        return Script(str(path), tuple(arguments))
+
+    return _Source(path.stem, make, overrides)
+
+
+def _refuse(overrides: Sequence[str], what: str) -> None:
+    if overrides:
+        raise OverrideError(
+            f"'{overrides[0]}' cannot be applied: {what} has no configuration; its arguments stand after `--`, "
+            "and executor.FIELD=VALUE sets a field of the executor"
+        )
+
+
+def _is_script(path: Path) -> bool:
+    """Whether a file is a plain script: Python without a factory, or no Python at all. It is read, never run."""
+    if not path.is_file():
+        return False
+    if path.suffix != ".py":
+        return True
+    import ast
+
+    try:
+        module = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"'{path}' is not valid Python: {error}") from error
+    return not any(
+        "factory" in (ast.unparse(decorator).partition("(")[0].split("."))
+        for node in module.body
+        if isinstance(node, ast.FunctionDef)
+        for decorator in node.decorator_list
+    )
+
+
+def _from_yaml(path: Path, overrides: Sequence[str]) -> Any:
+    from nemorun.config import apply, loads
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--yaml {path} cannot be read: {error}") from error
+    task = loads(text, base=path.absolute().parent)
+    apply(task, overrides)
+    return task
+
+
+def split_executor(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the task's overrides, the executor's without their `executor.`)."""
+    task = [text for text in overrides if not text.startswith(_EXECUTOR)]
+    return task, [text.removeprefix(_EXECUTOR) for text in overrides if text.startswith(_EXECUTOR)]
+
+
+def make_executor(name: str | None, overrides: Sequence[str], workspace: Workspace) -> Executor:
+    """The executor of that name (None: the default one) with the overrides applied, and its values checked."""
+    from nemorun.config import apply, validate
+    from nemorun.workspace import executor_config
+
+    config = executor_config(name, workspace)
+    chosen = name or workspace.settings.default_executor or "local"
+    try:
+        apply(config, overrides)
+        validate(config)
+        executor = config.build()
+        executor.validate()
+    except ConfigError as error:
+        raise type(error)(f"executor '{chosen}': {error}") from error
+    return executor
+
+
+def load_plugin(text: str) -> Any:
+    """The plugin that `FILE.py:NAME` or a dotted path names: an object with `setup`, or what makes one."""
+    from nemorun.config import find
+
+    made = find(text).factory
+    plugin = made() if isinstance(made, type) or not hasattr(made, "setup") else made
+    if not callable(getattr(plugin, "setup", None)):
+        raise DiscoveryError(f"--plugin {text} gives a {type(plugin).__name__}, which has no setup(task, executor)")
+    return plugin
+
+
+def recipe_name(text: str) -> str:
+    """`llama3_8b(seq_length=4096)`, `file.py:llama3_8b` and `pkg.llama3_8b` are all called `llama3_8b`."""
+    target = text.partition("(")[0]
+    if target.endswith(".py"):
+        return Path(target).stem
+    return re.split(r"[.:/]", target)[-1]
+
+
+def _point_names(points: Sequence[Sequence[str]]) -> list[str]:
+    """A name for each point of a grid that says its values, such as `lr-1e-3_layers-2`, each one once."""
+    keys = [text.partition("=")[0] for text in points[0]]
+    last = [key.rpartition(".")[2] for key in keys]
+    short = [part if last.count(part) == 1 else key for part, key in zip(last, keys, strict=True)]
+    names: list[str] = []
+    for point in points:
+        parts = [f"{key}-{text.partition('=')[2]}" for key, text in zip(short, point, strict=True)]
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-.")[:80] or "task"
+        unique, count = name, 1
+        while unique in names:
+            count += 1
+            unique = f"{name}-{count}"
+        names.append(unique)
+    return names
