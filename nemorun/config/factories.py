@@ -1,0 +1,72 @@
+"""Marks on functions: `factory` makes one a recipe that can be found by name, `resources` says what a task needs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from nemorun.config.buildable import Partial, built, peek
+from nemorun.config.signature import MISSING, name_of, signature
+from nemorun.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nemorun.job import Resources
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FACTORY_MARK = "__nemorun_factory__"
+RESOURCES_MARK = "__nemorun_resources__"
+
+
+@overload
+def factory(fn: F, *, name: str | None = None) -> F: ...
+@overload
+def factory(fn: None = None, *, name: str | None = None) -> Callable[[F], F]: ...
+def factory(fn: F | None = None, *, name: str | None = None) -> F | Callable[[F], F]:
+    """Mark a function as a factory: it returns a `Partial` or a `Config` and is found by its name.
+
+    The function itself stays as it is; `name` is the name it is found by, if not its own.
+    """
+
+    def mark(fn: F) -> F:
+        if not inspect.isfunction(fn):
+            raise ConfigError(f"@factory marks functions, not {fn!r}")
+        setattr(fn, FACTORY_MARK, name or fn.__name__)
+        return fn
+
+    return mark if fn is None else mark(fn)
+
+
+def factory_name(value: Any) -> str | None:
+    """The name that a function was marked with, or None if it is no factory."""
+    return vars(value).get(FACTORY_MARK) if inspect.isfunction(value) else None
+
+
+def resources(rule: Callable[..., Resources]) -> Callable[[F], F]:
+    """Say what a task function needs: `rule` gets the task's arguments by name and returns `Resources`.
+
+    `@run.resources(lambda trainer, **_: run.Resources(nodes=trainer.num_nodes, ntasks_per_node=trainer.devices))`
+    """
+
+    def mark(fn: F) -> F:
+        setattr(fn, RESOURCES_MARK, rule)
+        return fn
+
+    return mark
+
+
+def resources_of(partial: Partial[Any]) -> Resources | None:
+    """What the task asks for, or None where its function does not say. Raises ConfigError if an argument is missing."""
+    target = partial.__fn_or_cls__
+    rule = getattr(target, RESOURCES_MARK, None)
+    if rule is None:
+        return None
+    arguments = {}
+    for name in {**signature(target).parameters, **partial.__arguments__}:
+        value = peek(partial, name)
+        if value is MISSING:
+            raise ConfigError(f"{name_of(target)} needs '{name}'")
+        arguments[name] = built(value)
+    result: Resources = rule(**arguments)
+    return result
