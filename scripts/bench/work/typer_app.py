@@ -1,0 +1,14 @@
+"""A minimal Typer app, to compare `--help` with."""
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def hello(name: str):
+    """Say hello."""
+    print(f"hello {name}")
+
+
+app()
