@@ -5,7 +5,7 @@
 2. `render()` is pure: the same jobs give the same text. What a dry run prints is what `submit()` sends.
 3. `submit()` sends a rendered submission once: called again with the same one, it finds the first and
    starts nothing new. All jobs of one call share one connection; dependencies among them are kept.
-4. `poll()` answers for all references at once and never raises for one lost job: what it cannot tell is UNKNOWN.
+4. `poll()` answers for all references at once and never raises for a lost job: what it cannot tell is UNKNOWN.
 5. `logs()` reads from the offsets it is given, so that a reader goes on where it stopped.
 6. `cancel()` is idempotent, and returns when the jobs have ended or the executor has taken the order over.
 """
@@ -71,8 +71,12 @@ class Executor(ABC):
         """Check the fields. Raises ConfigError that names the field, the value and what is allowed."""
 
     @abstractmethod
+    def check_job(self, job: JobSpec) -> None:
+        """Check one job against the fields and what is there, before anything is sent. Raises ConfigError."""
+
+    @abstractmethod
     def resources(self, wanted: Resources | None) -> Resources:
-        """The job's resources: this executor's fields where set, else what the task wants, else one plain process.
+        """The job's resources: the executor's fields where set, else what the task wants, else one plain process.
 
         Raises ConfigError where both are set and differ.
         """
@@ -91,6 +95,10 @@ class Executor(ABC):
     @abstractmethod
     def logs(self, ref: JobRef, offsets: LogOffsets, rank: int | None = None) -> Iterable[LogChunk]:
         """What has been written since `offsets`, and then stop: following is the caller's loop."""
+
+    @abstractmethod
+    def excerpt(self, ref: JobRef) -> str:
+        """Why a task failed, as its first failing rank wrote it: the traceback or the last lines, else empty."""
 
     @abstractmethod
     def cancel(self, refs: Sequence[JobRef]) -> None: ...

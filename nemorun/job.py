@@ -85,11 +85,14 @@ class JobSpec:
     """Names of environment variables whose values are taken at submission and written nowhere."""
     code: str | None = None
     """Path of the frozen code archive (`.tar.gz`, its name is its SHA-256), or None."""
+    code_root: str | None = None
+    """The folder that the archive was made of: a script of it named in `command` runs from the archive."""
     cwd: str | None = None
     """The folder that the launcher was started in."""
     dependencies: tuple[str, ...] = ()
     """Names of tasks of the same submission that must have succeeded first."""
     retries: int = 0
+    """How often it is started again after a failure, the executor's default already taken into account."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class JobStatus:
     message: str = ""
     """One sentence in plain words: which rank, which node, which exit code."""
     exit_code: int | None = None
+    """Of the first rank that failed, as a shell says it: 128 + n for signal n."""
     attempt: int = 0
     """Attempts started so far."""
     started_at: float | None = None

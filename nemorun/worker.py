@@ -1,0 +1,140 @@
+"""The door between the launcher and the training: the process that starts as one rank of a job.
+
+    python -m nemorun.worker TASK.yaml
+    python -m nemorun.worker --command -- program argument …
+
+Whatever else it needs to know stands in its environment (NEMORUN_*), where any executor can put it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+_OUR_FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    _watch_lifeline()
+    # `-m` puts the folder we start in first (Python 3.10 knows no -P): what is there is not what was submitted.
+    with suppress(ValueError):
+        sys.path.remove(str(Path.cwd()))
+    words = sys.argv[1:]
+    if words[:2] == ["--command", "--"] and len(words) > 2:
+        _run_command(words[2:])
+    elif len(words) == 1:
+        _run_task(Path(words[0]))
+    else:
+        sys.exit("usage: python -m nemorun.worker TASK.yaml | --command -- program argument …")
+
+
+def _watch_lifeline() -> None:
+    """End with our whole process group when the supervisor dies: only it holds the pipe's other end."""
+    lifeline = os.environ.pop("NEMORUN_LIFELINE", None)
+    if lifeline is not None:
+        os.set_inheritable(int(lifeline), False)
+        threading.Thread(target=_end_with_supervisor, args=(int(lifeline),), daemon=True).start()
+
+
+def _end_with_supervisor(lifeline: int) -> None:
+    os.read(lifeline, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _run_task(path: Path) -> None:
+    from nemorun.config import loads
+
+    sys.excepthook = _report
+    code = os.environ.get("NEMORUN_CODE")
+    task = loads(path.read_text(encoding="utf-8"), base=path.parent, code_root=Path(code) if code else None)
+    _seed()
+    value = task()
+    if value is not None and os.environ.get("RANK", "0") == "0":
+        with suppress(TypeError, ValueError):  # what is not plain data is not kept
+            _write("result.json", json.dumps(value))
+
+
+def _seed() -> None:
+    """Seed what the task has imported by now."""
+    if seed := os.environ.get("NEMORUN_SEED"):
+        import random
+
+        random.seed(int(seed))
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(int(seed) % 2**32)
+        if "torch" in sys.modules:
+            sys.modules["torch"].manual_seed(int(seed))
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback from the user's first frame on; note for the supervisor when and why we failed."""
+    import time
+    import traceback
+
+    summary = traceback.format_exception_only(kind, error)[-1].strip()
+    attempt, rank = os.environ.get("NEMORUN_ATTEMPT", "1"), os.environ.get("RANK", "0")
+    _write(
+        f"logs/attempt-{attempt}/rank-{rank}.failure",
+        json.dumps({"time": time.time(), "type": kind.__name__, "error": summary}),
+    )
+    while trace is not None and _is_ours(Path(trace.tb_frame.f_code.co_filename)):
+        trace = trace.tb_next
+    traceback.print_exception(kind, error, trace)
+
+
+def _is_ours(file: Path) -> bool:
+    return file == Path(__file__) or _OUR_FOLDER / "config" in file.parents or "<frozen" in str(file)
+
+
+def _write(name: str, text: str) -> None:
+    """Write a file of the run folder whole, for its owner only."""
+    run_dir = os.environ.get("NEMORUN_RUN_DIR")
+    if run_dir is not None:
+        temporary = Path(run_dir) / f"{name}.new"
+        with suppress(OSError):  # a full disk must not hide what happened
+            temporary.touch(mode=0o600)
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(Path(run_dir) / name)
+
+
+def _run_command(words: list[str]) -> None:
+    """Run a program as our child, and end as it ended."""
+    try:
+        program = subprocess.Popen([_frozen(word) for word in words])
+    except OSError as error:
+        print(f"nemorun: {words[0]!r} cannot be started: {error.strerror}", file=sys.stderr)
+        sys.exit(127)
+    signal.signal(signal.SIGTERM, _pass_on)
+    code = program.wait()
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def _pass_on(number: int, _: object) -> None:
+    """SIGTERM to all of our group: a shell does not hand it to its children."""
+    signal.signal(number, lambda *_: None)  # it comes back to us
+    os.killpg(0, number)
+
+
+def _frozen(word: str) -> str:
+    """A script of the submitted code is read from its frozen copy."""
+    code, root = os.environ.get("NEMORUN_CODE"), os.environ.get("NEMORUN_CODE_ROOT")
+    if code and root and word.endswith((".py", ".sh")):
+        path = Path.cwd() / word
+        if path.is_relative_to(root) and (copy := code / path.relative_to(root)).is_file():
+            return str(copy)
+    return word
+
+
+if __name__ == "__main__":
+    main()
