@@ -28,8 +28,6 @@ def executor_class(kind: str) -> type[Executor]:
         if path is None:
             known = sorted({*EXECUTORS, *installed})
             nearest = did_you_mean(kind, known)
-            raise DiscoveryError(
-                f"there is no executor of type {kind!r}; known are {', '.join(known)}{nearest}"
-            )
+            raise DiscoveryError(f"no executor is of type {kind!r}; known are {', '.join(known)}{nearest}")
     module, _, name = path.partition(":")
     return cast("type[Executor]", getattr(importlib.import_module(module), name))

@@ -5,7 +5,7 @@
 2. `render()` is pure: the same jobs give the same text. What a dry run prints is what `submit()` sends.
 3. `submit()` sends a rendered submission once: called again with the same one, it finds the first and
    starts nothing new. All jobs of one call share one connection; dependencies among them are kept.
-4. `poll()` answers for all references at once and never raises for a lost job: what it cannot tell is UNKNOWN.
+4. `poll()` answers for all references at once and never raises for a lost job: what none can tell is UNKNOWN.
 5. `logs()` reads from the offsets it is given, so that a reader goes on where it stopped.
 6. `cancel()` is idempotent, and returns when the jobs have ended or the executor has taken the order over.
 """
@@ -76,7 +76,7 @@ class Executor(ABC):
 
     @abstractmethod
     def resources(self, wanted: Resources | None) -> Resources:
-        """The job's resources: the executor's fields where set, else what the task wants, else one plain process.
+        """The job's resources: the executor's fields if set, else what the task wants, else one plain process.
 
         Raises ConfigError where both are set and differ.
         """
@@ -98,7 +98,7 @@ class Executor(ABC):
 
     @abstractmethod
     def excerpt(self, ref: JobRef) -> str:
-        """Why a task failed, as its first failing rank wrote it: the traceback or the last lines, else empty."""
+        """Why a task failed, as its first failing rank wrote it: the traceback, or the last lines."""
 
     @abstractmethod
     def cancel(self, refs: Sequence[JobRef]) -> None: ...

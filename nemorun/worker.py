@@ -23,7 +23,7 @@ _OUR_FOLDER = Path(__file__).parent
 
 def main() -> None:
     _watch_lifeline()
-    # `-m` puts the folder we start in first (Python 3.10 knows no -P): what is there is not what was submitted.
+    # `-m` puts the folder we start in first, and Python 3.10 knows no -P: that is not what was submitted.
     with suppress(ValueError):
         sys.path.remove(str(Path.cwd()))
     words = sys.argv[1:]

@@ -116,7 +116,7 @@ class Attempt:
         if not self._terminated and self._terminate_at is not None and now >= self._terminate_at:
             self._terminated = True
             for rank in running:
-                # The rank alone: its data loaders must live on while it saves. A command's worker passes it on.
+                # The rank alone: its data loaders must live on while it saves. A command's worker hands it on.
                 os.kill(rank.process.pid, signal.SIGTERM)
         if self._kill_at is not None and now >= self._kill_at:
             for rank in running:
@@ -151,7 +151,7 @@ class Attempt:
         code = first.code or 0
         if code < 0 or code == EXIT_RESUME:
             return self._outcome_of(first, {})
-        # The first to end may only echo the exception of one that takes longer to end: go by when they raised.
+        # The first to end may only echo one that takes longer to end: go by when they raised.
         accounts = {rank.number: self._account(rank) for rank in self._failures}
         first = min(self._failures, key=lambda rank: accounts[rank.number].get("time", float("inf")))
         return self._outcome_of(first, accounts[first.number])

@@ -86,7 +86,7 @@ class LocalExecutor(Executor):
             theirs = None if wanted is None else getattr(wanted, name)
             if mine is not None and theirs is not None and mine != theirs:
                 raise ConfigError(
-                    f"{name}: the executor has {mine}, but the task asks for {theirs}; leave the executor's out"
+                    f"{name}: the executor has {mine}, but the task asks for {theirs}; set only one"
                 )
             if (value := theirs if mine is None else mine) is not None:
                 fields[name] = value

@@ -132,7 +132,7 @@ def _add(history: History, tasks: dict[str, TaskHistory], event: dict[str, Any])
 
 
 def try_lock(folder: Path) -> int | None:
-    """The supervisor's lock as a file descriptor (closing it gives it back), or None while someone holds it."""
+    """The supervisor's lock as a file descriptor (to be closed), or None while someone holds it."""
     fd = os.open(folder / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -234,7 +234,7 @@ class Supervisor:
 
 
 def _fork_guard(folder: Path, lock: int) -> tuple[int, int]:
-    """Fork the process that outlives the supervisor; returns the lifeline's reading end and the guard's pid."""
+    """Fork the process that outlives us; returns the lifeline's reading end and that process's pid."""
     lifeline, ours = os.pipe()
     guard = os.fork()  # nothing but this thread exists yet
     if guard:
