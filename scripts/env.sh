@@ -30,7 +30,8 @@ find_python() {
         fail "$without_venv has no venv module. Install it (on Debian and Ubuntu: apt-get install python3-venv)" \
             "or set PYTHON to another Python."
     elif [[ ${PYTHON:-} ]]; then
-        fail "PYTHON=$PYTHON is no Python 3.10 to 3.13 that starts (it says: '$(python_version "$PYTHON")')."
+        version=$(python_version "$PYTHON")
+        fail "PYTHON=$PYTHON ${version:+is Python $version, and }cannot be used: set it to a Python 3.10 to 3.13."
     fi
     fail "no Python 3.10 to 3.13 on PATH. Install one, or set PYTHON to its path."
 }
