@@ -107,7 +107,7 @@ B = TypeVar("B", bound=Buildable[Any])
 
 
 class Config(Buildable[T]):
-    """A class (or a function) to be called when the configuration is built: `Config(Trainer, max_steps=10)`."""
+    """A class (or a function) to be called when it is built: `Config(Trainer, max_steps=10)`."""
 
     __slots__ = ()
 
@@ -117,7 +117,7 @@ class Config(Buildable[T]):
 
 
 class Partial(Buildable[T]):
-    """A function with bound arguments, to be called later: `Partial(train, steps=10)`. The task of an experiment."""
+    """A function with bound arguments, to be called later: `Partial(train, steps=10)`; what a task is."""
 
     __slots__ = ()
 
@@ -153,7 +153,7 @@ def peek(buildable: Buildable[Any], name: str) -> Any:
 
 
 def stored(value: Any) -> Any:
-    """A copy of the value as a configuration keeps it: a dataclass instance becomes a `Config` of its class."""
+    """A copy of the value, as it is kept: a dataclass instance becomes a `Config` of its class."""
     if isinstance(value, Buildable):
         return value.__copy__()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -170,8 +170,9 @@ def stored(value: Any) -> Any:
 
 
 def _config_of(instance: Any) -> Config[Any]:
-    result: Config[Any] = Config(type(instance))
-    for parameter in signature(type(instance)).parameters.values():
+    kind: Callable[..., Any] = type(instance)
+    result: Config[Any] = Config(kind)
+    for parameter in signature(kind).parameters.values():
         value = stored(getattr(instance, parameter.name, MISSING))
         default = stored(parameter.default())
         if value is not MISSING and (type(value) is not type(default) or value != default):

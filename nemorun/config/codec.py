@@ -6,12 +6,13 @@ form for. Reading imports the named targets and executes nothing else.
 
 from __future__ import annotations
 
+import operator
 import re
 import sys
 from collections.abc import MutableMapping
 from enum import Enum, Flag
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -28,7 +29,6 @@ _FLOAT, _INT, _BINARY = "tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag
 _SEQUENCES: dict[type, str] = {list: _SEQ, tuple: "!tuple", set: "!set", frozenset: "!frozenset"}
 _SEQUENCE_OF_TAG = {tag: kind for kind, tag in _SEQUENCES.items()}
 
-# YAML 1.2's numbers and words: 1e-4 is a number, `no`, `010`, `12:30:00` and `2024-01-01` are texts.
 _RESOLVERS: list[tuple[str, str, str]] = [
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN"),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -42,7 +42,9 @@ _RESOLVERS: list[tuple[str, str, str]] = [
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # the C one where it was built
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    """Numbers and words of YAML 1.2: 1e-4 is a number; `no`, `010`, `12:30:00`, `2024-01-01` are texts."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc] # the C one where it was built
@@ -127,7 +129,7 @@ class _Encoder:
 
     def _string(self, value: str, tag: str = _STR) -> yaml.ScalarNode:
         if not value.isascii() and not value.isprintable():
-            # Surrogates (from undecodable file names) and the like have no form in YAML that every parser reads.
+            # Surrogates (from undecodable file names) and the like have no form that every parser reads.
             return yaml.ScalarNode(
                 "!escaped" if tag == _STR else "!escaped-path", value.encode("unicode_escape").decode("ascii")
             )
@@ -206,7 +208,7 @@ class _Decoder:
         if issubclass(kind, Flag):
             result = kind(0)
             for member in members:
-                result |= member  # type: ignore[assignment] # a Flag: | keeps the type
+                result = operator.or_(result, member)
             return result
         return members[0]
 

@@ -1,4 +1,4 @@
-"""Marks on functions: `factory` makes one a recipe that can be found by name, `resources` says what a task needs."""
+"""Marks on functions: `factory` lets one be found by its name, `resources` says what a task needs."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def factory_name(value: Any) -> str | None:
 
 
 def resources(rule: Callable[..., Resources]) -> Callable[[F], F]:
-    """Say what a task function needs: `rule` gets the task's arguments by name and returns `Resources`.
+    """Say what a task function needs: `rule` gets its arguments by name and returns `Resources`.
 
-    `@run.resources(lambda trainer, **_: run.Resources(nodes=trainer.num_nodes, ntasks_per_node=trainer.devices))`
+    `@run.resources(lambda trainer, **_: run.Resources(nodes=trainer.nodes, ntasks_per_node=trainer.devices))`
     """
 
     def mark(fn: F) -> F:
@@ -57,7 +57,10 @@ def resources(rule: Callable[..., Resources]) -> Callable[[F], F]:
 
 
 def resources_of(partial: Partial[Any]) -> Resources | None:
-    """What the task asks for, or None where its function does not say. Raises ConfigError if an argument is missing."""
+    """What the task asks for, or None where its function does not say.
+
+    Raises ConfigError if an argument is missing.
+    """
     target = partial.__fn_or_cls__
     rule = getattr(target, RESOURCES_MARK, None)
     if rule is None:

@@ -1,15 +1,15 @@
-"""Names for callables and back: `package.module.name`, or `script:path/to/file.py:name` for what a script defines."""
+"""Names for callables and back: `package.module.name`, or `script:path/to/file.py:name` in a script."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nemorun.config import packages
 from nemorun.config.scripts import load_script, script_path
 from nemorun.config.signature import name_of
 from nemorun.errors import ConfigError, did_you_mean
@@ -30,9 +30,9 @@ class Referrer:
         self._interactive: list[Any] = []
 
     def refer(self, thing: Callable[..., Any], path: str) -> str:
-        """The name of a function or class. Raises ConfigError, starting with `path`, if it has none that can be found."""
+        """The name of a function or class. Raises ConfigError, starting with `path`, if it has none."""
         module_name, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
-        if name is None or (module_name is None and not inspect.isbuiltin(thing)):
+        if name is None:
             raise ConfigError(
                 f"{path}: {thing!r} cannot be written to a file; use plain data, a function or a class"
             )
@@ -95,14 +95,21 @@ def find(reference: str, base: Path | None = None, code_root: Path | None = None
         found: Any = load_script(_script_file(file, base, code_root))
         owner, names = file, name.split(".")
     else:
+        if code_root and reference.startswith(f"{packages.FOLDER}."):
+            packages.workspace_package(code_root)
         found, names = _module_of(reference)
         owner = found.__name__
-    for part in names:
-        if not hasattr(found, part):
-            raise ConfigError(f"{owner} has no '{part}'{did_you_mean(part, dir(found)) or '.'}")
-        found = getattr(found, part)
-        owner = name_of(found)
-    return found
+    return attribute(found, names, owner)
+
+
+def attribute(thing: Any, names: Sequence[str], owner: str) -> Any:
+    """`thing.a.b`. Raises ConfigError with the nearest name; `owner` is what the message calls the thing."""
+    for name in names:
+        if not hasattr(thing, name):
+            raise ConfigError(f"{owner} has no '{name}'{did_you_mean(name, dir(thing)) or '.'}")
+        thing = getattr(thing, name)
+        owner = name_of(thing)
+    return thing
 
 
 def _script_file(file: str, base: Path | None, code_root: Path | None) -> Path:

@@ -81,7 +81,7 @@ def signature(target: Callable[..., Any]) -> Signature:
 
 
 @cache
-def annotations(target: Callable[..., Any]) -> Mapping[str, Any]:
+def type_hints(target: Callable[..., Any]) -> Mapping[str, Any]:
     """Argument name -> its type, with `Any` where none is written or where it cannot be resolved."""
     hints = _hints(target)
     result = {}

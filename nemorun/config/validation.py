@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal
 from nemorun.config.buildable import Buildable, Config, Partial, stored
 from nemorun.config.signature import (
     MISSING,
-    annotations,
     is_union,
     name_of,
     returned_type,
     signature,
+    type_hints,
     type_text,
 )
 from nemorun.errors import ConfigError
@@ -49,7 +49,7 @@ def validate(buildable: Buildable[Any]) -> None:
 
 def _check_types(buildable: Buildable[Any], path: str, problems: list[str]) -> None:
     target = buildable.__fn_or_cls__
-    hints = annotations(target)
+    hints = type_hints(target)
     for name, value in buildable.__arguments__.items():
         place = f"{path}.{name}" if path else name
         value = value if isinstance(value, Buildable) else stored(value)  # dataclasses put into a list later
@@ -80,7 +80,7 @@ def _buildables(value: Any, path: str) -> Iterator[tuple[str, Buildable[Any]]]:
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """The value as the type asks for it. Raises ConfigError, one line a problem: `[index]…: what is wrong`."""
+    """The value as the type asks for it. Raises ConfigError, one line a problem: `[index]: what is wrong`."""
     if _obvious(value, annotation):
         return value
     from pydantic import TypeAdapter, ValidationError
@@ -96,7 +96,7 @@ def converted(value: Any, annotation: Any) -> Any:
 
 
 def _obvious(value: Any, annotation: Any) -> bool:
-    """Right at first sight, so that most configurations are checked without the time it takes to load pydantic."""
+    """Right at first sight: most configurations are checked without the time that loading pydantic takes."""
     if annotation is Any or type(value) is annotation or (value is None and annotation is type(None)):
         return True
     if is_union(annotation):
@@ -118,9 +118,9 @@ def _strict(annotation: Any) -> Any:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     inner: Any = Any  # left to _check
     if is_union(annotation):
-        inner = typing.Union[tuple(_strict(one) for one in arguments)]
+        inner = typing.Union[tuple(_strict(one) for one in arguments)]  # noqa: UP007 # made at run time
     elif origin is Annotated:
-        inner = Annotated[(_strict(arguments[0]), *annotation.__metadata__)]
+        inner = Annotated.__class_getitem__((_strict(arguments[0]), *annotation.__metadata__))
     elif origin in _CONTAINERS:
         inner = origin[tuple(one if one is Ellipsis else _strict(one) for one in arguments)]
     elif annotation in _SCALARS:
@@ -141,7 +141,7 @@ def _check(annotation: Any, value: Any, handler: Any) -> Any:
 
     def wrong(why: str) -> PydanticCustomError:
         # The template language of these messages would take braces in the value for its own.
-        return PydanticCustomError("type", "{message}", {"message": why})  # type: ignore[arg-type] # not a literal
+        return PydanticCustomError("type", "{message}", {"message": why})
 
     expected = f"{value!r} is not {type_text(annotation)}"
     if isinstance(value, Buildable):
@@ -216,7 +216,7 @@ def fits(buildable: Buildable[Any], annotation: Any) -> bool:
 
 
 def _instance(value: Any, path: str, problems: list[str]) -> Any:
-    """The value built as far as it consists of dataclasses, their `validate()` called; MISSING where it does not."""
+    """The value built and every `validate()` called, or MISSING if more than dataclasses were to be built."""
     if isinstance(value, (list, tuple)):
         items = [_instance(one, f"{path}[{index}]", problems) for index, one in enumerate(value)]
         return MISSING if any(one is MISSING for one in items) else type(value)(items)

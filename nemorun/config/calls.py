@@ -1,0 +1,89 @@
+"""From what a person writes, `llama3_8b(seq_length=4096)` and `key=value`, to the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemorun.config.buildable import Buildable, Partial, stored
+from nemorun.config.discovery import Found, find
+from nemorun.config.overrides import apply, split_override
+from nemorun.config.overrides.grammar import Override, split_call
+from nemorun.config.overrides.values import Reader
+from nemorun.config.signature import name_of, signature
+from nemorun.errors import ConfigError, DiscoveryError, OverrideError
+
+
+def call_factory(found: Found, *arguments: str, workspace_root: Path | None = None) -> Any:
+    """What the factory returns for arguments written as text, each `name=value` or a value by its position.
+
+    A plain function or class is not called: it becomes a `Partial` with these arguments.
+    """
+    return _finish(_call_of(found, arguments, Reader(_discover_in(workspace_root))))
+
+
+def resolve(recipe: str, overrides: Sequence[str] = (), workspace_root: Path | None = None) -> Partial[Any]:
+    """The task that a recipe's name (or call) and overrides stand for.
+
+    An override whose first name is a parameter of the factory, and no argument of the task that the factory
+    makes, goes to the factory; the others change the task, from left to right.
+    """
+    discover = _discover_in(workspace_root)
+    name, arguments = split_call(recipe) or (recipe, [])
+    found = find(name, workspace_root)
+    call = _call_of(found, arguments, Reader(discover))
+    parts = [split_override(text) for text in overrides]
+    if found.kind == "factory":
+        theirs = _for_factory(call, parts, discover)
+        apply(call, [one.text for one in theirs], discover=discover)
+        parts = [one for one in parts if one not in theirs]
+    task = _finish(call)
+    if not isinstance(task, Partial):
+        raise DiscoveryError(f"'{name}' makes {task!r}; a recipe makes a Partial")
+    apply(task, [one.text for one in parts], discover=discover)
+    return task
+
+
+def _call_of(found: Found, arguments: Sequence[str], reader: Reader) -> Partial[Any]:
+    call: Partial[Any] = Partial(found.factory)
+    try:
+        reader.bind(call, arguments)
+    except ConfigError as error:
+        raise OverrideError(str(error)) from error
+    return call
+
+
+def _finish(call: Partial[Any]) -> Any:
+    return stored(call()) if _is_factory(call) else call
+
+
+def _is_factory(call: Partial[Any]) -> bool:
+    from nemorun.config.factories import factory_name
+
+    return factory_name(call.__fn_or_cls__) is not None
+
+
+def _for_factory(
+    call: Partial[Any], overrides: Sequence[Override], discover: Callable[[str], Callable[..., Any]]
+) -> list[Override]:
+    """The overrides that are meant for the factory.
+
+    What the task takes is known only once the factory has been called, and it may need some of them for that.
+    """
+    parameters = signature(call.__fn_or_cls__).parameters
+    candidates = [one for one in overrides if one.path and one.path[0].key in parameters]
+    needed = [one for one in candidates if parameters[one.path[0].key].required]
+    if not candidates:
+        return []
+    trial = call.__copy__()
+    apply(trial, [one.text for one in needed], discover=discover)
+    task = _finish(trial)
+    if not isinstance(task, Buildable):
+        raise DiscoveryError(f"{name_of(call.__fn_or_cls__)} returns {task!r}; a recipe makes a Partial")
+    taken = signature(task.__fn_or_cls__).parameters
+    return [one for one in candidates if one in needed or one.path[0].key not in taken]
+
+
+def _discover_in(workspace_root: Path | None) -> Callable[[str], Callable[..., Any]]:
+    return lambda name: find(name, workspace_root).factory
