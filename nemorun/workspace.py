@@ -197,7 +197,7 @@ def _from_factory(fields: dict[str, Any], entry: ExecutorEntry) -> Config[Execut
     made = find(target).factory(**fields)
     if isinstance(made, Executor):
         return as_config(made)
-    if isinstance(made, Config) and issubclass(made.__fn_or_cls__, Executor):
+    if isinstance(made, Config) and isinstance(made.build(), Executor):
         return made
     raise ConfigError(f"'{target}' returned {made!r}; it must return an executor or a Config of one")
 

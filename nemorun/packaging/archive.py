@@ -61,8 +61,9 @@ def unpack(archive: Path) -> Path:
     temporary = Path(tempfile.mkdtemp(dir=archive.parent, suffix=".part"))
     try:
         with tarfile.open(archive) as tar:
-            # the filter refuses links and names that lead out; Pythons before 3.10.12 and 3.11.4 have none
-            tar.extractall(temporary, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            # refuses links and names that lead out; Pythons before 3.10.12 and 3.11.4 have no such filter
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+            tar.extractall(temporary)
         temporary.rename(folder)
     except (OSError, tarfile.TarError) as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,225 @@
+"""A prepared experiment: its submissions as text, its record on disk, and the launch.
+
+The record is complete before anything is submitted, so that a launcher that dies loses nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from nemorun.config import dumps
+from nemorun.errors import ConfigError, NemorunError
+from nemorun.experiment import store
+from nemorun.experiment.prepare import PreparedTask
+from nemorun.experiment.provenance import facts, git_facts
+from nemorun.experiment.record import EXPERIMENT_FILE, Record, spec_text, submission_lock
+from nemorun.job import JobState, JobStatus, Reason
+from nemorun.packaging import Frozen
+from nemorun.packaging.git import diff
+from nemorun.workspace import as_config
+
+if TYPE_CHECKING:
+    from nemorun.executors.base import Executor, Rendered
+
+#: Fields of executors that each job carries itself: tasks that differ in these alone go together.
+_PER_JOB: dict[str, Any] = {"env_vars": {}, "retries": 0}
+_PER_JOB |= dict.fromkeys(("nodes", "ntasks_per_node", "gpus_per_node"))
+
+
+@dataclass
+class Submission:
+    """What one call of an executor's `submit` sends."""
+
+    executor: Executor
+    tasks: list[PreparedTask]
+    rendered: Rendered
+    secrets: dict[str, str]
+
+
+@dataclass
+class Plan:
+    id: str
+    name: str
+    folder: Path
+    """Where the record will be."""
+    tasks: list[PreparedTask]
+    archives: Sequence[Frozen] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else the record says, as plain data."""
+    config: str | None = None
+    """The user's, as YAML, for the record."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name -> text of further files of the record."""
+
+    def __post_init__(self) -> None:
+        """Group the tasks by executor and render each group. Raises ConfigError."""
+        groups: list[tuple[Executor, list[PreparedTask]]] = []
+        for task in self.tasks:
+            shared = _shared(task.executor)
+            group = next((group for executor, group in groups if executor == shared), None)
+            if group is None:
+                groups.append((shared, group := []))
+            group.append(task)
+        self.submissions = []
+        for number, (executor, group) in enumerate(groups):
+            _check_dependencies(group, self.tasks)
+            # run folders tell an executor which submission is meant, so each has a folder of its own
+            folder = self.folder / f"group-{number + 1}" if number else self.folder
+            for task in group:
+                task.spec = _placed(task, self.id, folder)
+                task.executor.check_job(task.spec)
+            rendered = executor.render([task.spec for task in group])
+            self.submissions.append(Submission(executor, group, rendered, _secrets(group)))
+
+    def text(self) -> str:
+        """Exactly what will be sent."""
+        return "\n".join(submission.rendered.text for submission in self.submissions)
+
+    def launch(self) -> Record:
+        """Write the record, then submit. If a submission is refused, what went before it is cancelled.
+
+        Raises StoreError, SubmitError.
+        """
+        for archive in self.archives:
+            for warning in archive.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+        self._write()
+        with submission_lock(self.folder, wait=True):
+            entries = [
+                store.TaskEntry(task.spec.name, Path(task.spec.run_dir), task.executor.kind)
+                for task in self.tasks
+            ]
+            store.add(store.Entry(self.id, self.name, self.folder, time.time(), tuple(entries)))
+            for number, submission in enumerate(self.submissions):
+                try:
+                    handles = submission.executor.submit(submission.rendered, submission.secrets)
+                except NemorunError as error:
+                    self._withdraw(number, str(error))
+                    raise
+                store.set_handles(self.id, handles)
+        return Record.find(self.id)
+
+    def _withdraw(self, number: int, message: str) -> None:
+        """Submission `number` was refused: cancel those before it; it and those after it will not be."""
+        never = JobStatus(JobState.FAILED, Reason.NOT_SUBMITTED, message)
+        refused = [task.spec.name for submission in self.submissions[number:] for task in submission.tasks]
+        store.update(self.id, dict.fromkeys(refused, never))
+        record = Record.find(self.id)
+        for submission in self.submissions[:number]:
+            submission.executor.cancel([record.ref(task.spec.name) for task in submission.tasks])
+
+    def _write(self) -> None:
+        """The folder of plain files; it appears whole."""
+        part = self.folder.with_name(f".{self.folder.name}.part")
+        try:
+            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part.mkdir(mode=0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"the experiment's folder {self.folder} cannot be made: {error.strerror}"
+            ) from None
+        _write(part / ".gitignore", "*\n")  # it may stand in a repository; it is never code
+        _write(part / EXPERIMENT_FILE, self._summary())
+        for archive in self.archives:
+            if archive.git and archive.git.commit and archive.git.dirty:
+                _write(part / "git.diff", diff(archive.root))
+        for name, text in self.files.items():
+            _write(part / name, text)
+        for task in self.tasks:
+            folder = part / Path(task.spec.run_dir).relative_to(self.folder)
+            folder.mkdir(mode=0o700, parents=True)
+            _write(folder / "job.json", spec_text(task.spec))
+            _write(folder / "executor.yaml", dumps(as_config(task.executor)))
+            for name, source in task.scripts.items():
+                _write(folder / name, source)
+            if task.yaml:
+                _write(folder / "task.yaml", task.yaml)
+            if task.results:
+                (folder / "results").symlink_to(task.results)
+        part.rename(self.folder)
+
+    def _summary(self) -> str:
+        archives = [
+            {
+                "root": str(archive.root),
+                "archive": str(archive.path),
+                "sha256": archive.sha256,
+                "files": archive.files,
+                "bytes": archive.size,
+                "git": git_facts(archive.git),
+            }
+            for archive in self.archives
+        ]
+        tasks = [
+            {
+                "name": task.spec.name,
+                "executor": task.executor.kind,
+                **dataclasses.asdict(task.spec.resources),
+                "dependencies": list(task.spec.dependencies),
+                "retries": task.spec.retries,
+            }
+            for task in self.tasks
+        ]
+        created = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        summary = {"id": self.id, "name": self.name, "created": created, "code": archives}
+        summary |= {**self.details, **facts(), "tasks": tasks}
+        text: str = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True)
+        return text if self.config is None else text + "config: |\n" + indent(self.config, "  ")
+
+
+def _shared(executor: Executor) -> Executor:
+    """The executor without what its jobs carry themselves."""
+    return replace(executor, **{k: copy.copy(v) for k, v in _PER_JOB.items() if hasattr(executor, k)})
+
+
+def _check_dependencies(group: list[PreparedTask], tasks: list[PreparedTask]) -> None:
+    names = {task.spec.name for task in group}
+    for task in group:
+        for name in task.spec.dependencies:
+            if name not in names:
+                other = next(one for one in tasks if one.spec.name == name)
+                raise ConfigError(
+                    f"task '{task.spec.name}' depends on '{name}', but an executor can only wait for its own "
+                    f"tasks, and theirs differ: {task.executor!r} and {other.executor!r}; give both the same"
+                )
+
+
+def _placed(task: PreparedTask, experiment: str, folder: Path) -> Any:
+    run_dir = folder / "tasks" / task.spec.name
+    return replace(
+        task.spec,
+        token=f"{experiment}.{task.spec.name}",
+        run_dir=str(run_dir),
+        task=str(run_dir / "task.yaml") if task.yaml else None,
+    )
+
+
+def _secrets(group: list[PreparedTask]) -> dict[str, str]:
+    """Names to values, for all of a submission. Raises ConfigError for one that has no value, or two."""
+    values: dict[str, str] = {}
+    for task in group:
+        for name in task.spec.secrets:
+            value = task.given.get(name, os.environ.get(name))
+            if value is None:
+                raise ConfigError(f"the secret '{name}' is not set: export {name}=… before you submit")
+            if values.setdefault(name, value) != value:
+                raise ConfigError(
+                    f"the secret '{name}' has two values; tasks that are submitted together share one"
+                )
+    return values
+
+
+def _write(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)

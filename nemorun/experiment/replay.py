@@ -1,0 +1,158 @@
+"""Recorded experiments, once more: run one again with its own code, or compare two."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemorun.config import Partial, apply, dumps, loads, resources_of, validate
+from nemorun.config.views import Difference
+from nemorun.errors import ConfigError, DiscoveryError, OverrideError
+from nemorun.experiment.experiment import Experiment
+from nemorun.experiment.prepare import PreparedTask
+from nemorun.experiment.record import Record
+from nemorun.experiment.tasks import TaskRef
+from nemorun.packaging import unpack
+
+_EXECUTOR = "executor."
+
+
+def rerun(text: str, overrides: Sequence[str] = (), *, resume: bool = False) -> Experiment:
+    """A new experiment, ready to `run()`, from a record: its configuration, its code, its environment.
+
+    Args:
+        text: ID, name or `-N`
+        overrides: applied to every task that is a function; `executor.field=value` to every executor
+        resume: the tasks go on in the old results folders, from their last checkpoint
+    """
+    return _Rerun(Record.find(text), tuple(overrides), resume)
+
+
+class _Rerun(Experiment):
+    """An experiment whose tasks come out of a record."""
+
+    def __init__(self, record: Record, overrides: tuple[str, ...], resume: bool) -> None:
+        super().__init__(record.name, log_dir=record.folder.parent)
+        self._old = record
+        self._task_overrides = [text for text in overrides if not text.startswith(_EXECUTOR)]
+        self._executor_overrides = [
+            text.removeprefix(_EXECUTOR) for text in overrides if text.startswith(_EXECUTOR)
+        ]
+        self._resume = resume
+
+    def add(self, *args: Any, **options: Any) -> TaskRef:
+        raise ConfigError(f"nothing can be added to a rerun of {self._old.id}; make a new Experiment")
+
+    def _contents(self, sequential: bool, keep_code: bool) -> dict[str, Any]:
+        old, facts = self._old, self._old.facts
+        if sequential:
+            raise ConfigError(
+                "a rerun keeps the order that was recorded; 'sequential' is for new experiments"
+            )
+        if self._resume and not (old.refresh() or old.state.ended) and not old.state.ended:
+            raise ConfigError(
+                f"{old.id} has not ended, so nothing can go on from its results; cancel it first"
+            )
+        if self._task_overrides and not any(spec.task for spec in old.specs.values()):
+            raise OverrideError(
+                f"'{self._task_overrides[0]}' does not apply: {old.id} runs no functions, only commands"
+            )
+        kept = ("seed", "git_commit", "tensorboard", "wandb", "code")
+        details = {"rerun_of": old.id, "resumed": self._resume, "overrides": self._all_overrides()}
+        patch = old.folder / "git.diff"
+        return {
+            "tasks": [self._again(name) for name in old.statuses],
+            "details": {**{key: facts.get(key) for key in kept}, **details},
+            "config": facts.get("config"),
+            "files": {"git.diff": patch.read_text()} if patch.exists() else {},
+        }
+
+    def _all_overrides(self) -> list[str]:
+        return self._task_overrides + [_EXECUTOR + text for text in self._executor_overrides]
+
+    def _again(self, name: str) -> PreparedTask:
+        old, run_dir = self._old, self._old.run_dirs[name]
+        spec = old.specs[name]
+        if spec.code and not Path(spec.code).exists():
+            raise DiscoveryError(f"the code that {old.id} ran is gone: there is no {spec.code}")
+        task = PreparedTask(spec, old.executor(name))
+        if spec.task:
+            task.yaml = old.read(Path(spec.task))
+            task.scripts = {file.name: file.read_text() for file in run_dir.glob("*.py")}
+        if self._all_overrides():
+            self._change(task, run_dir)
+        if self._resume:
+            task.results = (run_dir / "results").resolve()
+            task.results.mkdir(mode=0o700, exist_ok=True)
+        return task
+
+    def _change(self, task: PreparedTask, run_dir: Path) -> None:
+        """Apply the overrides, and what follows from them for the job."""
+        if self._executor_overrides:
+            config = loads(self._old.read(run_dir / "executor.yaml"))
+            apply(config, self._executor_overrides)
+            validate(config)
+            task.executor = config.build()
+            task.executor.validate()
+        partial: Partial[Any] | None = None
+        if task.yaml is not None:
+            code = unpack(Path(task.spec.code)) if task.spec.code else None
+            if code and str(code) not in sys.path:
+                sys.path.insert(0, str(code))
+            partial = loads(task.yaml, base=run_dir, code_root=code)
+            assert isinstance(partial, Partial)
+            apply(partial, self._task_overrides)
+            validate(partial)
+            # a notebook's source was found in the old run's folder, and goes into the new one
+            task.yaml = dumps(partial, code_root=code).replace(f"script:{run_dir}/", "script:")
+        task.spec = replace(
+            task.spec,
+            resources=task.executor.resources(resources_of(partial) if partial else None),
+            env={**task.spec.env, **task.executor.env_vars},
+            retries=task.executor.retries if "retries" in self._fields() else task.spec.retries,
+        )
+
+    def _fields(self) -> set[str]:
+        return {text.partition("=")[0].rstrip("+-*/|&") for text in self._executor_overrides}
+
+
+def diff(left: str, right: str) -> list[Difference]:
+    """What differs between two recorded experiments: origin, code, configurations, executors."""
+    ours, theirs = (_flat(Record.find(text)) for text in (left, right))
+    return [
+        Difference(path, ours.get(path), theirs.get(path))
+        for path in dict.fromkeys([*ours, *theirs])
+        if ours.get(path) != theirs.get(path)
+    ]
+
+
+#: What differs between any two experiments, and where their files are.
+_OWN = ("id", "created", "token", "run_dir", "task", "archive", "tasks")
+
+
+def _flat(record: Record) -> dict[str, str]:
+    """Dotted path -> text, of everything recorded; nothing is imported for it."""
+    found: dict[str, str] = {}
+    _flatten("", yaml.compose(record.read(record.folder / "experiment.yaml")), found)
+    for name, run_dir in record.run_dirs.items():
+        for file, path in (("job.json", ""), ("task.yaml", ""), ("executor.yaml", ".executor")):
+            if (run_dir / file).exists():
+                _flatten(f"{name}{path}", yaml.compose(record.read(run_dir / file)), found)
+    return found
+
+
+def _flatten(path: str, node: Any, found: dict[str, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value not in _OWN:
+                _flatten(f"{path}.{key.value}" if path else str(key.value), value, found)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _flatten(f"{path}[{index}]", value, found)
+    elif node is not None:
+        found[path] = str(node.value)

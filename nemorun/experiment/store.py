@@ -1,0 +1,189 @@
+"""The index of all experiments: one SQLite file, written by many processes at once.
+
+It holds what listings need. Everything else about an experiment stands in its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from nemorun.errors import DiscoveryError, StoreError, did_you_mean
+from nemorun.experiment.schema import migrate
+from nemorun.job import JobState, JobStatus, Reason
+from nemorun.workspace import home
+
+#: How long one writer waits for another, in seconds.
+_PATIENCE = 30.0
+_STATUS = ("state", "reason", "message", "exit_code", "attempt", "started_at", "ended_at")
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    name: str
+    run_dir: Path
+    executor: str
+    """The executor's kind."""
+    handle: str | None = None
+    status: JobStatus = field(default_factory=lambda: JobStatus(JobState.PENDING))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One experiment, as listings show it."""
+
+    id: str
+    name: str
+    folder: Path
+    created_at: float
+    """Seconds since the epoch."""
+    tasks: tuple[TaskEntry, ...]
+
+    @property
+    def state(self) -> JobState:
+        return overall(task.status.state for task in self.tasks)
+
+
+def overall(states: Iterable[JobState]) -> JobState:
+    """An experiment's state: RUNNING from its first task's start to its last one's end, then the worst."""
+    seen = set(states)
+    if not all(state.ended for state in seen):
+        if JobState.RUNNING not in seen and JobState.UNKNOWN in seen:
+            return JobState.UNKNOWN
+        return JobState.PENDING if seen == {JobState.PENDING} else JobState.RUNNING
+    worst = (JobState.FAILED, JobState.CANCELLED, JobState.SUCCEEDED)
+    return next((state for state in worst if state in seen), JobState.SUCCEEDED)
+
+
+def add(entry: Entry) -> None:
+    """Write a new experiment, whole or not at all."""
+    with _transaction() as db:
+        db.execute(
+            "INSERT INTO experiments (id, name, folder, created_at) VALUES (?, ?, ?, ?)",
+            (entry.id, entry.name, str(entry.folder), entry.created_at),
+        )
+        db.executemany(
+            "INSERT INTO tasks (experiment, position, name, run_dir, executor) VALUES (?, ?, ?, ?, ?)",
+            [
+                (entry.id, n, task.name, str(task.run_dir), task.executor)
+                for n, task in enumerate(entry.tasks)
+            ],
+        )
+
+
+def set_handles(experiment: str, handles: Mapping[str, str]) -> None:
+    """Task name -> the executor's own id, as its `submit` returned them."""
+    with _transaction() as db:
+        db.executemany(
+            "UPDATE tasks SET handle = ? WHERE experiment = ? AND name = ?",
+            [(handle, experiment, name) for name, handle in handles.items()],
+        )
+
+
+def update(experiment: str, statuses: Mapping[str, JobStatus]) -> None:
+    """Write what was polled. A task that has ended stays as it is, whatever a late poll says."""
+    columns = ", ".join(f"{column} = :{column}" for column in _STATUS)
+    rows = [{**asdict(status), "experiment": experiment, "name": name} for name, status in statuses.items()]
+    for row in rows:
+        row["state"], row["reason"] = row["state"].value, row["reason"].value
+    with _transaction() as db:
+        db.executemany(
+            f"UPDATE tasks SET {columns} WHERE experiment = :experiment AND name = :name "
+            "AND state NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED')",
+            rows,
+        )
+
+
+def get(experiment: str) -> Entry:
+    """The experiment of that full ID, as last written. Raises DiscoveryError."""
+    found = _select("WHERE id = ?", experiment)
+    if not found:
+        raise DiscoveryError(f"there is no experiment '{experiment}'")
+    return found[0]
+
+
+def entries(limit: int | None = None) -> list[Entry]:
+    """The last `limit` experiments (all without), newest first."""
+    return _select("ORDER BY number DESC LIMIT ?", -1 if limit is None else limit)
+
+
+def resolve(text: str) -> str:
+    """The full ID for an ID, the beginning of one, a name (its latest) or `-N` (the N-th last).
+
+    Raises DiscoveryError that lists the candidates.
+    """
+    if text.startswith("-") and text[1:].isdecimal() and int(text) < 0:
+        if found := _select("ORDER BY number DESC LIMIT 1 OFFSET ?", -int(text) - 1):
+            return found[0].id
+        raise DiscoveryError(f"there is no experiment '{text}'; {_last_ones(text)}")
+    for condition in ("WHERE id = ?", "WHERE name = ? ORDER BY number DESC LIMIT 1"):
+        if found := _select(condition, text):
+            return found[0].id
+    found = _select("WHERE substr(id, 1, length(?1)) = ?1 AND ?1 <> '' ORDER BY number DESC", text)
+    if len(found) == 1:
+        return found[0].id
+    if found:
+        raise DiscoveryError(
+            f"{len(found)} experiments begin with '{text}'; give more letters: {_listed(found)}"
+        )
+    raise DiscoveryError(f"there is no experiment '{text}'; {_last_ones(text)}")
+
+
+def _last_ones(text: str) -> str:
+    last = entries(5)
+    names = {name for entry in last for name in (entry.id, entry.name)}
+    return f"the last are: {_listed(last)}{did_you_mean(text, names)}" if last else "there are none yet"
+
+
+def _listed(found: list[Entry]) -> str:
+    def when(entry: Entry) -> str:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.created_at))
+
+    shown = ", ".join(f"{entry.id} ({entry.name}, {when(entry)})" for entry in found[:8])
+    return shown + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+
+
+def _select(condition: str, *values: object) -> list[Entry]:
+    with _transaction("DEFERRED") as db:
+        experiments = db.execute(f"SELECT * FROM experiments {condition}", values).fetchall()
+        tasks: dict[str, list[TaskEntry]] = {row["id"]: [] for row in experiments}
+        marks = ", ".join("?" * len(tasks))
+        for row in db.execute(
+            f"SELECT * FROM tasks WHERE experiment IN ({marks}) ORDER BY position", list(tasks)
+        ):
+            tasks[row["experiment"]].append(
+                TaskEntry(row["name"], Path(row["run_dir"]), row["executor"], row["handle"], _status(row))
+            )
+    return [
+        Entry(row["id"], row["name"], Path(row["folder"]), row["created_at"], tuple(tasks[row["id"]]))
+        for row in experiments
+    ]
+
+
+def _status(row: sqlite3.Row) -> JobStatus:
+    values = {column: row[column] for column in _STATUS}
+    return JobStatus(**{**values, "state": JobState(row["state"]), "reason": Reason(row["reason"])})
+
+
+@contextmanager
+def _transaction(kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+    path = home() / "nemorun.db"
+    try:
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT, 0o600))
+        db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            migrate(db)
+            db.execute(f"BEGIN {kind}")
+            yield db
+            db.execute("COMMIT")
+        finally:
+            db.close()  # rolls back what was not committed
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(f"the experiment store {path} cannot be used: {error}") from error
