@@ -21,18 +21,28 @@ _HOME = {name: f"nemorun.experiment.{module}" for module, names in _MODULES.item
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:
-    from nemorun.experiment.experiment import Experiment as Experiment, run as run
+    from nemorun.experiment.experiment import Experiment as Experiment
+    from nemorun.experiment.experiment import run as run
     from nemorun.experiment.plugins import Plugin as Plugin
     from nemorun.experiment.provenance import get_git_commit as get_git_commit
     from nemorun.experiment.record import (
         Record as Record,
+    )
+    from nemorun.experiment.record import (
         Result as Result,
+    )
+    from nemorun.experiment.record import (
         TaskResult as TaskResult,
+    )
+    from nemorun.experiment.record import (
         records as records,
     )
-    from nemorun.experiment.replay import diff as diff, rerun as rerun
+    from nemorun.experiment.replay import diff as diff
+    from nemorun.experiment.replay import rerun as rerun
     from nemorun.experiment.seed import set_seed as set_seed
-    from nemorun.experiment.tasks import Command as Command, Script as Script, TaskRef as TaskRef
+    from nemorun.experiment.tasks import Command as Command
+    from nemorun.experiment.tasks import Script as Script
+    from nemorun.experiment.tasks import TaskRef as TaskRef
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ class Terminated(BaseException):
 
 
 class LogPrinter:
-    """Prints what tasks write, from where it stopped; `[task/rank]` stands before it where there are several."""
+    """Prints what tasks write, from where it stopped; `[task/rank]` stands before lines of several."""
 
     def __init__(self, record: Record, task: str | None = None, rank: int | None = None) -> None:
         self._record = record

@@ -104,12 +104,12 @@ class _Rerun(Experiment):
             code = unpack(Path(task.spec.code)) if task.spec.code else None
             if code and str(code) not in sys.path:
                 sys.path.insert(0, str(code))
-            partial = loads(task.yaml, base=run_dir, code_root=code)
-            assert isinstance(partial, Partial)
-            apply(partial, self._task_overrides)
-            validate(partial)
+            changed: Partial[Any] = loads(task.yaml, base=run_dir, code_root=code)
+            apply(changed, self._task_overrides)
+            validate(changed)
+            partial = changed
             # a notebook's source was found in the old run's folder, and goes into the new one
-            task.yaml = dumps(partial, code_root=code).replace(f"script:{run_dir}/", "script:")
+            task.yaml = dumps(changed, code_root=code).replace(f"script:{run_dir}/", "script:")
         task.spec = replace(
             task.spec,
             resources=task.executor.resources(resources_of(partial) if partial else None),

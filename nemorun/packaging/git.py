@@ -9,6 +9,9 @@ from pathlib import Path
 
 from nemorun.errors import PackagingError
 
+#: Kind of a line of `git status --porcelain=v2` -> columns before its path: a change, a rename, a conflict.
+_COLUMNS = {"1": 7, "2": 8, "u": 9}
+
 
 @dataclass(frozen=True)
 class GitStatus:
@@ -42,11 +45,10 @@ def status(folder: Path) -> GitStatus | None:
             branch = rest.split(" ", 1)[1]
         elif kind == "?":
             untracked.append(rest)
-        elif kind in "12u":
-            # columns before the path: 7 of a change, 8 of a rename (whose old path follows), 9 of a conflict
-            dirty.append(rest.split(" ", {"1": 7, "2": 8, "u": 9}[kind])[-1])
+        elif kind in _COLUMNS:
+            dirty.append(rest.split(" ", _COLUMNS[kind])[-1])
             if kind == "2":
-                next(lines)
+                next(lines)  # the old path
     return GitStatus(commit, branch, tuple(dirty), tuple(untracked))
 
 
