@@ -76,7 +76,7 @@ class Executor(ABC):
 
     @abstractmethod
     def resources(self, wanted: Resources | None) -> Resources:
-        """The job's resources: the executor's fields if set, else what the task wants, else one plain process.
+        """The job's resources: the executor's fields if set, else what the task wants, else one process.
 
         Raises ConfigError where both are set and differ.
         """

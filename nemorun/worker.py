@@ -78,7 +78,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     import time
     import traceback
 
-    summary = traceback.format_exception_only(kind, error)[-1].strip()
+    summary = f"{kind.__name__}: {error}".partition("\n")[0].removesuffix(": ")
     attempt, rank = os.environ.get("NEMORUN_ATTEMPT", "1"), os.environ.get("RANK", "0")
     _write(
         f"logs/attempt-{attempt}/rank-{rank}.failure",

@@ -116,7 +116,7 @@ class Attempt:
         if not self._terminated and self._terminate_at is not None and now >= self._terminate_at:
             self._terminated = True
             for rank in running:
-                # The rank alone: its data loaders must live on while it saves. A command's worker hands it on.
+                # The rank alone: its data loaders must live while it saves. A command's worker hands it on.
                 os.kill(rank.process.pid, signal.SIGTERM)
         if self._kill_at is not None and now >= self._kill_at:
             for rank in running:
@@ -147,25 +147,24 @@ class Attempt:
             return Outcome(Reason.TIMEOUT, f"it ran longer than its limit of {self.task.time_limit} s", None)
         if not self._failures:
             return Outcome(Reason.NONE)
-        first = self._failures[0]
-        code = first.code or 0
-        if code < 0 or code == EXIT_RESUME:
-            return self._outcome_of(first, {})
-        # The first to end may only echo one that takes longer to end: go by when they raised.
         accounts = {rank.number: self._account(rank) for rank in self._failures}
-        first = min(self._failures, key=lambda rank: accounts[rank.number].get("time", float("inf")))
+        first = self._failures[0]
+        if accounts[first.number] or first.code not in (-signal.SIGTERM, -signal.SIGKILL, EXIT_RESUME):
+            # The first to end may only echo one that takes longer to end: go by when they raised.
+            first = min(self._failures, key=lambda rank: accounts[rank.number].get("time", float("inf")))
         return self._outcome_of(first, accounts[first.number])
 
     def _outcome_of(self, rank: Rank, account: dict[str, Any]) -> Outcome:
         who = f"rank {rank.number} of {self.task.world_size}" if self.task.world_size > 1 else "it"
         code = rank.code or 0
+        if account:  # whatever ended it after that, we or a crash on its way out
+            out_of_memory = account["type"] in ("MemoryError", "OutOfMemoryError")
+            reason = Reason.OUT_OF_MEMORY if out_of_memory else Reason.EXIT_CODE
+            return Outcome(reason, f"{who} raised {account['error']}", max(1, code), rank.number)
         if code == EXIT_RESUME:
             return Outcome(Reason.PREEMPTED, f"{who} asked to be started again", code, rank.number)
         if code > 0:
-            out_of_memory = account.get("type", "").endswith(("MemoryError", "OutOfMemoryError"))
-            reason = Reason.OUT_OF_MEMORY if out_of_memory else Reason.EXIT_CODE
-            raised = f"{who} raised {account['error']}" if account else f"{who} ended with exit code {code}"
-            return Outcome(reason, raised, code, rank.number)
+            return Outcome(Reason.EXIT_CODE, f"{who} ended with exit code {code}", code, rank.number)
         name = _signal_name(-code)
         if code == -signal.SIGTERM:
             message = f"{who} was ended by {name}, which nemorun did not send"

@@ -163,7 +163,7 @@ class LocalExecutor(Executor):
         give_up = time.monotonic() + self.grace_period + 10
         while time.monotonic() < give_up:
             statuses = self.poll(refs)
-            if all(status.state.ended for status in statuses.values()):
+            if all(status.state.ended or status.state == JobState.UNKNOWN for status in statuses.values()):
                 return
             for folder in _by_folder(refs):
                 # A supervisor that has not written this down yet will look into the folder when it starts.

@@ -141,7 +141,7 @@ class Supervisor:
             elif task.plan.gpus:
                 gpus = self._gpus.take(task.plan.gpus)
                 if gpus is None:
-                    self._wait(task, Reason.RESOURCES, f"waits for {task.plan.gpus} free GPUs")
+                    self._wait(task, Reason.RESOURCES, f"waits for free GPUs: {task.plan.gpus}")
                 elif not self._start(task, gpus, now):
                     return True
             elif free > 0:
@@ -149,7 +149,9 @@ class Supervisor:
                 if not self._start(task, [], now):
                     return True
             else:
-                self._wait(task, Reason.RESOURCES, f"waits; {self._parallel} tasks run at once")
+                self._wait(
+                    task, Reason.RESOURCES, f"waits for another task to end: {self._parallel} run at once"
+                )
         return False
 
     def _wait(self, task: Task, reason: Reason, message: str) -> None:
