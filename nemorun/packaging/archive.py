@@ -23,7 +23,7 @@ _COMPRESSION = 1
 def outside(root: Path, name: str) -> bool:
     """Is `root/name` a symbolic link that leads out of `root`?"""
     path = root / name
-    return path.is_symlink() and not path.resolve().is_relative_to(root)
+    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root)
 
 
 def pack(root: Path, names: Iterable[str], folder: Path, keep: bool = True) -> tuple[Path, str]:
@@ -80,12 +80,15 @@ def _add(tar: tarfile.TarFile, root: Path, name: str) -> None:
             member.type = tarfile.SYMTYPE
             link = path.readlink()
             member.linkname = (
-                os.path.relpath(path.resolve(), path.parent) if link.is_absolute() else str(link)
+                os.path.relpath(os.path.realpath(path), path.parent) if link.is_absolute() else str(link)
             )
             tar.addfile(member)
             return
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe would never end
+            return
         content = path.read_bytes()
-        member.mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
+        member.mode = 0o755 if mode & stat.S_IXUSR else 0o644
     except FileNotFoundError:
         return  # deleted since it was listed
     except OSError as error:

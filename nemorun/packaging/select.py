@@ -50,14 +50,14 @@ def _spec(patterns: list[str]) -> Any:
 
 
 def _beside(root: Path, patterns: list[str]) -> list[str]:
-    ignored = _spec([*_NOT_CODE, *patterns])
-    names = []
-    for entry in os.scandir(root):
-        if entry.is_dir():
-            if Path(entry.path, "__init__.py").is_file() and not ignored.match_file(entry.name + "/"):
-                names += _walk(root, entry.name, ignored)
-        elif entry.name.endswith(".py") and not ignored.match_file(entry.name):
-            names.append(entry.name)
+    entries = list(os.scandir(root))
+    names = [entry.name for entry in entries if entry.name.endswith(".py") and not entry.is_dir()]
+    packages = [entry.name for entry in entries if Path(entry.path, "__init__.py").is_file()]
+    if packages or patterns:
+        ignored = _spec([*_NOT_CODE, *patterns])
+        names = [name for name in names if not ignored.match_file(name)]
+        for package in packages:
+            names += [] if ignored.match_file(f"{package}/") else _walk(root, package, ignored)
     return names
 
 
