@@ -29,7 +29,7 @@ def main() -> None:
     words = sys.argv[1:]
     if words[:2] == ["--command", "--"] and len(words) > 2:
         _run_command(words[2:])
-    elif len(words) == 1:
+    elif len(words) == 1 and words[0] != "--command":
         _run_task(Path(words[0]))
     else:
         sys.exit("usage: python -m nemorun.worker TASK.yaml | --command -- program argument …")
