@@ -35,7 +35,8 @@ _RESOLVERS: list[tuple[str, str, str]] = [
     (_INT, r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
     (
         _FLOAT,
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         "-+.0123456789",
     ),
 ]
@@ -136,7 +137,7 @@ class _Encoder:
         return yaml.ScalarNode(tag, value, style="|" if "\n" in value else None)
 
     def _buildable(self, value: Buildable[Any], path: str) -> yaml.Node:
-        pairs = [
+        pairs: list[tuple[yaml.Node, yaml.Node]] = [
             (
                 _text(TARGET),
                 _text(self.referrer.refer(value.__fn_or_cls__, path or name_of(value.__fn_or_cls__))),

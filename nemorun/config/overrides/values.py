@@ -69,7 +69,7 @@ class Reader:
         raise complaint
 
     def _untyped(self, text: str) -> Any:
-        """A Python literal, else YAML's short form of a list or mapping, else a factory's call, else the text."""
+        """A Python literal, else a list or mapping in YAML's short form, else a factory's call, else text."""
         value = literal(text)
         if value is not MISSING:
             return value
@@ -120,7 +120,7 @@ class Reader:
         return result
 
     def _thing(self, text: str, annotation: Any) -> Any:
-        """A configuration, function or class: `@file.yaml`, `{field: value}`, `name` or `name(argument=value)`."""
+        """A configuration, function or class: `@file.yaml`, `{field: value}`, `name`, `name(key=value)`."""
         kind = typing.get_origin(annotation) or annotation
         if text.startswith("@"):
             value = files.load(text[1:])
@@ -131,13 +131,15 @@ class Reader:
             return result
         name, arguments = split_call(text) or (text, None)
         target = _subclasses(annotation).get(name) or self.discover(name)
-        if kind in (type, Callable) and arguments is None and factory_name(target) is None:
+        if factory_name(target):
+            call = Partial(target)
+            self.bind(call, arguments or [])
+            return self._fitting(stored(call()), annotation, text)
+        if kind in (type, Callable) and arguments is None:
             return self._fitting(target, annotation, text)
-        made: Config[Any] | Partial[Any] = (Partial if kind is Callable or factory_name(target) else Config)(
-            target
-        )
+        made: Buildable[Any] = Partial(target) if kind is Callable else Config(target)
         self.bind(made, arguments or [])
-        return self._fitting(stored(made()) if factory_name(target) else made, annotation, text)
+        return self._fitting(made, annotation, text)
 
     def bind(self, call: Buildable[Any], arguments: Sequence[str]) -> None:
         """Bind arguments written as in a call: by position first, then by name."""
