@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -98,10 +99,10 @@ def test_editable_install(checkout: Path, tmp_path: Path) -> None:
     outside.mkdir()
     install = ("install", "-q", "--no-deps", "--no-build-isolation", "--target", site, "--editable", checkout)
     sh(sys.executable, "-m", "pip", *install, cwd=outside)
-    # Only a site folder has its .pth files read; no other editable install may answer instead.
-    look = "import site, sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
-    look += f"site.addsitedir({str(site)!r})\n{LOOK}"
-    found = sh(sys.executable, "-c", look, cwd=outside)
+    # Without site (-S), this interpreter's own editable install stays silent, and only this one's .pth is read.
+    look = f"import site; site.addsitedir({str(site)!r})\n{LOOK}"
+    path = f"{site}{os.pathsep}{sysconfig.get_path('purelib')}"
+    found = sh(sys.executable, "-S", "-c", look, cwd=outside, PYTHONPATH=path)
     assert Path(found.strip()) == checkout / "nemorun" / "__init__.py"
 
 
