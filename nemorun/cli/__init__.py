@@ -1,4 +1,4 @@
-"""The command line. Importing it costs nothing: `run.cli.factory` is all that it holds, loaded at first use."""
+"""The command line. Importing it costs nothing: all that it holds is `run.cli.factory`."""
 
 from __future__ import annotations
 

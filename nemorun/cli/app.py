@@ -66,7 +66,9 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            raise NemorunError(f"no such command '{name}'{did_you_mean(name, COMMANDS) or ';'} `nemorun --help` lists them")
+            raise NemorunError(
+                f"no such command '{name}'{did_you_mean(name, COMMANDS) or ';'} `nemorun --help` lists them"
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -5,6 +5,7 @@ A mistake on the line offers nothing: completion never prints an error between t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,10 @@ def complete_recipe(ctx: typer.Context, incomplete: str) -> Items:
 def complete_override(ctx: typer.Context, incomplete: str) -> Items:
     """`a.b=` for every field of the recipe that the line names, and `executor.x=` for the executor's."""
     try:
-        return [*_fields(ctx.params.get("recipe")), *_executor_fields(ctx.params.get("executor"))]
+        return [
+            *_fields(ctx.params.get("recipe") or ctx.params.get("target")),
+            *_executor_fields(ctx.params.get("executor")),
+        ]
     except NemorunError:
         return []
 
@@ -36,7 +40,10 @@ def complete_executor(ctx: typer.Context, incomplete: str) -> Items:
     from nemorun.workspace import executor_entries, find_workspace
 
     try:
-        return [(name, str(entry.fields.get("type", ""))) for name, entry in executor_entries(find_workspace()).items()]
+        return [
+            (name, str(entry.fields.get("type", "")))
+            for name, entry in executor_entries(find_workspace()).items()
+        ]
     except NemorunError:
         return []
 
@@ -64,22 +71,29 @@ def _recipes() -> Iterator[tuple[str, str]]:
 def _fields(recipe: Any) -> Iterator[tuple[str, str]]:
     if not recipe:
         return
-    from nemorun.config import resolve, tree
+    from nemorun.config import find, resolve, tree
     from nemorun.workspace import find_workspace
 
-    for row in tree(resolve(recipe, [], find_workspace().root)):
+    root = find_workspace().root
+    found = find(recipe.partition("(")[0], root)
+    if found.kind == "factory":
+        for name in inspect.signature(found.factory).parameters:
+            yield f"{name}=", "of the recipe"
+    for row in tree(resolve(recipe, [], root)):
         if row.path:
             yield f"{row.path}=", row.doc
 
 
 def _executor_fields(name: Any) -> Iterator[tuple[str, str]]:
-    import dataclasses
-
+    from nemorun.config import tree
     from nemorun.workspace import executor_config
 
-    for field in dataclasses.fields(executor_config(name).__fn_or_cls__):
-        yield f"executor.{field.name}=", ""
+    for row in tree(executor_config(name)):
+        yield f"executor.{row.path}=", row.doc
 
 
 def _experiments() -> Iterator[tuple[str, str]]:
-    yield from ()
+    from nemorun.experiment import store
+
+    for entry in store.entries(100):
+        yield entry.id, entry.name

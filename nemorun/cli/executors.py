@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nemorun.cli.completion import complete_executor
 from nemorun.cli.output import Json, as_json, table
+
+if TYPE_CHECKING:
+    from nemorun.workspace import ExecutorEntry
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -21,31 +24,35 @@ def executors(ctx: typer.Context, json: Json = False) -> None:
 
     workspace = find_workspace()
     default = workspace.settings.default_executor or "local"
-    rows = [
-        {
-            "name": name,
-            "type": entry.fields.get("type"),
-            "factory": entry.fields.get("factory"),
-            "fields": {key: value for key, value in entry.fields.items() if key not in ("type", "factory")},
-            "default": name == default,
-            "origin": None if entry.origin is None else str(entry.origin),
-        }
-        for name, entry in executor_entries(workspace).items()
-    ]
+    rows = [_data(name, entry, name == default) for name, entry in executor_entries(workspace).items()]
     if json:
-        return as_json(rows)
+        as_json(rows)
+        return
     table(
         ("name", "type", "fields", "from"),
         [
             (
-                f"{row['name']} (default)" if row["default"] else str(row["name"]),
-                str(row["type"] or row["factory"]),
-                " ".join(f"{key}={value}" for key, value in row["fields"].items()),  # type: ignore[attr-defined]
-                str(row["origin"] or "built in"),
+                f"{row['name']} (default)" if row["default"] else row["name"],
+                row["type"] or row["factory"],
+                " ".join(f"{key}={value}" for key, value in row["fields"].items()),
+                row["origin"] or "built in",
             )
             for row in rows
         ],
     )
+
+
+def _data(name: str, entry: ExecutorEntry, default: bool) -> dict[str, Any]:
+    """The JSON of an executor; its keys are documented and stay."""
+    fields = dict(entry.fields)
+    return {
+        "name": name,
+        "type": fields.pop("type", None),
+        "factory": fields.pop("factory", None),
+        "fields": fields,
+        "default": default,
+        "origin": None if entry.origin is None else str(entry.origin),
+    }
 
 
 @app.command()
@@ -65,5 +72,8 @@ def check(
     if json:
         as_json({"name": name, "ok": good, "checks": [vars(line) for line in checks]})
     else:
-        table(("check", "result", ""), [(line.name, "ok" if line.ok else "FAILED", line.message) for line in checks])
+        table(
+            ("check", "result", ""),
+            [(line.name, "ok" if line.ok else "FAILED", line.message) for line in checks],
+        )
     return 0 if good else 1

@@ -12,11 +12,17 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 _BREAKS = re.compile(r"\s*[\t\r\n\v\f]\s*")
-_STYLES = {"SUCCEEDED": "green", "FAILED": "red", "CANCELLED": "yellow", "RUNNING": "cyan", "UNKNOWN": "magenta"}
+_STYLES = {
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+    "CANCELLED": "yellow",
+    "RUNNING": "cyan",
+    "UNKNOWN": "magenta",
+}
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns. On a terminal long cells fold; into a pipe each row stays one line, uncoloured."""
+    """Print aligned columns. On a terminal long cells fold; in a pipe each row is one plain line."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -51,7 +57,7 @@ def note(text: str) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask once on the terminal. Raises NemorunError where there is none and `--yes` was not given, or on "no"."""
+    """Ask on the terminal, and end with 2 on "no". Raises NemorunError where there is none and no `--yes`."""
     from nemorun.errors import NemorunError
 
     if yes:

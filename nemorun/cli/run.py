@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from nemorun.cli.output import confirm
 from nemorun.errors import NemorunError
 
 if TYPE_CHECKING:
-    from nemorun.experiment import Experiment, Result
+    from nemorun.experiment import Experiment
 
 #: A sweep of more tasks than this is confirmed first.
 MANY = 20
@@ -42,7 +43,10 @@ def run(
     executor: Annotated[
         str | None,
         typer.Option(
-            "--executor", "-e", metavar="NAME", help="Where to run; see `nemorun executors`.",
+            "--executor",
+            "-e",
+            metavar="NAME",
+            help="Where to run; see `nemorun executors`.",
             autocompletion=complete_executor,
         ),
     ] = None,
@@ -68,19 +72,21 @@ def run(
     ] = None,
     secret: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A variable whose value is taken at submission and stored nowhere."),
+        typer.Option(
+            metavar="NAME", help="A variable whose value is taken at submission and stored nowhere."
+        ),
     ] = None,
     plugin: Annotated[
         list[str] | None,
         typer.Option(metavar="PLUGIN", help="FILE.py:NAME or a dotted path of a plugin; applied in order."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")] = False,
-) -> int:
+) -> None:
     """Run a recipe, a script or a command.
 
     nemorun run RECIPE a.b=1 executor.nodes=4 runs a recipe with overrides.
 
-    nemorun run script.py -- ARGS and nemorun run -- COMMAND run as they stand what is written in Python or not.
+    nemorun run script.py -- ARGS runs a script, and nemorun run -- COMMAND any command.
     """
     from nemorun.cli.task import Request, assemble
 
@@ -99,20 +105,16 @@ def run(
     )
     experiment = assemble(request, confirm=lambda count: _confirm_many(count, yes or dry_run))
     if dry_run:
-        typer.echo(experiment.dry_run(), nl=False)
-        return 0
-    return launch(experiment, detach)
+        print(experiment.dry_run(), end="")
+    else:
+        launch(experiment, detach)
 
 
-def launch(experiment: Experiment, detach: bool) -> int:
-    """Run an experiment to its end, or only submit it; returns the exit code."""
-    from nemorun.job import JobState
-
-    result: Result = experiment.run(detach=detach, follow=not detach)
+def launch(experiment: Experiment, detach: bool) -> None:
+    """Run an experiment to its end, or only submit it and print its ID. Raises TaskFailed."""
+    experiment.run(detach=detach)
     if detach:
-        typer.echo(experiment.id)
-        return 0
-    return 0 if result.state is JobState.SUCCEEDED else 1
+        print(experiment.id)
 
 
 def _confirm_many(count: int, yes: bool) -> None:
@@ -120,11 +122,13 @@ def _confirm_many(count: int, yes: bool) -> None:
         confirm(f"This sweep makes {count} tasks. Go on?", yes)
 
 
-def _environment(pairs: list[str]) -> dict[str, str]:
+def _environment(pairs: Sequence[str]) -> dict[str, str]:
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not _VARIABLE.fullmatch(name):
-            raise NemorunError(f"--env {pair} is not NAME=VALUE; to pass a variable on without showing it, use --secret NAME")
+            raise NemorunError(
+                f"--env {pair} is not NAME=VALUE; to pass a variable on without showing it, use --secret NAME"
+            )
         values[name] = value
     return values

@@ -43,6 +43,7 @@ def assemble(request: Request, confirm: Callable[[int], None]) -> Experiment:
     """
     from nemorun.config import expand_sweep
     from nemorun.experiment import Experiment
+    from nemorun.experiment.ids import to_name
     from nemorun.workspace import find_workspace
 
     workspace = find_workspace()
@@ -50,16 +51,19 @@ def assemble(request: Request, confirm: Callable[[int], None]) -> Experiment:
     points = expand_sweep(list(request.sweeps)) if request.sweeps else [[]]
     if len(points) > 1:
         confirm(len(points))
-    experiment = Experiment(request.name or source.name, plugins=[load_plugin(text) for text in request.plugins])
-    names = _point_names(points)
-    for point, name in zip(points, names, strict=True):
-        wanted, of_executor = split_executor([*source.overrides, *point])
+    tasks = []
+    for point in points:
+        of_task, of_executor = split_executor([*source.overrides, *point])
+        tasks.append((source.make(of_task), make_executor(request.executor, of_executor, workspace)))
+    plugins = [load_plugin(text, workspace) for text in request.plugins]
+    experiment = Experiment(request.name or to_name(source.name), plugins=plugins)
+    for (task, executor), name in zip(tasks, _point_names(points), strict=True):
         experiment.add(
-            source.make(wanted),
+            task,
             name=name if request.sweeps else None,
-            executor=make_executor(request.executor, of_executor, workspace),
+            executor=executor,
             retries=request.retries,
-            env=dict(request.env),
+            env=request.env,
             secrets=request.secrets,
         )
     return experiment
@@ -85,15 +89,17 @@ def _source(request: Request, workspace: Workspace) -> _Source:
     if request.recipe is None:
         if not request.rest:
             raise NemorunError(
-                "nothing to run: name a recipe (`nemorun recipes` lists them), a script, or a command after `--`"
+                "nothing to run: name a recipe (`nemorun recipes` lists them), a script, or `-- COMMAND`"
             )
         return _command(request.rest)
     if request.recipe.startswith(_EXECUTOR) and "=" in request.recipe:
         if not request.rest:
-            raise NemorunError(f"nothing to run: '{request.recipe}' is an override, and stands after the recipe")
+            raise NemorunError(
+                f"nothing to run: '{request.recipe}' is an override, and stands after the recipe"
+            )
         return _command(request.rest, (request.recipe, *request.overrides))
     path = Path(request.recipe)
-    if path.suffix and (request.rest is not None or _is_script(path)):
+    if (path.suffix in (".py", ".sh") and request.rest is not None) or _is_script(path):
         return _script(path, request.rest or (), request.overrides)
     if request.rest is not None:
         raise NemorunError(
@@ -103,7 +109,9 @@ def _source(request: Request, workspace: Workspace) -> _Source:
     from nemorun.config import resolve
 
     text = request.recipe
-    return _Source(recipe_name(text), lambda overrides: resolve(text, overrides, workspace.root), request.overrides)
+    return _Source(
+        recipe_name(text), lambda overrides: resolve(text, overrides, workspace.root), request.overrides
+    )
 
 
 def _command(argv: Sequence[str], overrides: tuple[str, ...] = ()) -> _Source:
@@ -134,13 +142,13 @@ def _script(path: Path, arguments: Sequence[str], overrides: tuple[str, ...]) ->
 def _refuse(overrides: Sequence[str], what: str) -> None:
     if overrides:
         raise OverrideError(
-            f"'{overrides[0]}' cannot be applied: {what} has no configuration; its arguments stand after `--`, "
+            f"'{overrides[0]}' cannot be applied: {what} has no configuration; its arguments follow `--`, "
             "and executor.FIELD=VALUE sets a field of the executor"
         )
 
 
 def _is_script(path: Path) -> bool:
-    """Whether a file is a plain script: Python without a factory, or no Python at all. It is read, never run."""
+    """Whether a file is a plain script: Python without a factory, or no Python. It is read, never run."""
     if not path.is_file():
         return False
     if path.suffix != ".py":
@@ -178,7 +186,7 @@ def split_executor(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def make_executor(name: str | None, overrides: Sequence[str], workspace: Workspace) -> Executor:
-    """The executor of that name (None: the default one) with the overrides applied, and its values checked."""
+    """The executor of that name (None: the default one) with the overrides applied and checked."""
     from nemorun.config import apply, validate
     from nemorun.workspace import executor_config
 
@@ -194,14 +202,16 @@ def make_executor(name: str | None, overrides: Sequence[str], workspace: Workspa
     return executor
 
 
-def load_plugin(text: str) -> Any:
+def load_plugin(text: str, workspace: Workspace) -> Any:
     """The plugin that `FILE.py:NAME` or a dotted path names: an object with `setup`, or what makes one."""
     from nemorun.config import find
 
-    made = find(text).factory
+    made = find(text, workspace.root).factory
     plugin = made() if isinstance(made, type) or not hasattr(made, "setup") else made
     if not callable(getattr(plugin, "setup", None)):
-        raise DiscoveryError(f"--plugin {text} gives a {type(plugin).__name__}, which has no setup(task, executor)")
+        raise DiscoveryError(
+            f"--plugin {text} gives a {type(plugin).__name__}, which has no setup(task, executor)"
+        )
     return plugin
 
 
@@ -215,16 +225,18 @@ def recipe_name(text: str) -> str:
 
 def _point_names(points: Sequence[Sequence[str]]) -> list[str]:
     """A name for each point of a grid that says its values, such as `lr-1e-3_layers-2`, each one once."""
+    from nemorun.experiment.ids import to_name
+
     keys = [text.partition("=")[0] for text in points[0]]
     last = [key.rpartition(".")[2] for key in keys]
     short = [part if last.count(part) == 1 else key for part, key in zip(last, keys, strict=True)]
     names: list[str] = []
     for point in points:
-        parts = [f"{key}-{text.partition('=')[2]}" for key, text in zip(short, point, strict=True)]
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-.")[:80] or "task"
-        unique, count = name, 1
-        while unique in names:
+        values = [text.partition("=")[2].strip("'\"") for text in point]
+        stem = name = to_name("_".join(f"{key}-{value}" for key, value in zip(short, values, strict=True)))
+        count = 1
+        while name in names:
             count += 1
-            unique = f"{name}-{count}"
-        names.append(unique)
+            name = f"{stem[:95]}-{count}"
+        names.append(name)
     return names

@@ -30,7 +30,7 @@ code:
 """
 
 RECIPE = '''\
-"""An example recipe. Every function here that is marked with `@run.cli.factory` is a recipe of this workspace.
+"""An example. Every function here that is marked with `@run.cli.factory` is a recipe of this workspace.
 
     nemorun run example                          run it
     nemorun run example walk.steps=50 seed=7     change what it does
@@ -79,7 +79,9 @@ FILES = {"nemorun.yaml": SETTINGS, "recipes/example.py": RECIPE}
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder; made where there is none.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder; made where there is none.")
+    ] = Path(),
 ) -> None:
     """Write a commented start of a workspace.
 

@@ -1,4 +1,4 @@
-"""A workspace to stand in, and the command line: as a process where that matters, in this one where it does not."""
+"""A workspace to stand in, and the command line: as a process where that matters, else in this one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,11 @@ def process() -> Callable[..., Done]:
     def call(*argv: str, timeout: float = 60, **options: Any) -> Done:
         done = subprocess.run(
             [sys.executable, "-m", "nemorun", *argv],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, **options,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            **options,
         )
         return Done(done.returncode, done.stdout, done.stderr)
 

@@ -82,7 +82,11 @@ def test_a_defect_is_visible(cli, monkeypatch):
     monkeypatch.setattr(workspace, "init", broken)
     done = cli("init")
     assert done.code == 70
-    assert "ZeroDivisionError: inside [nemorun]" in done.err and "in broken" in done.err and "--debug" in done.err
+    assert (
+        "ZeroDivisionError: inside [nemorun]" in done.err
+        and "in broken" in done.err
+        and "--debug" in done.err
+    )
     assert "Traceback" not in done.err
     assert "Traceback" in cli("init", "--debug").err
 
@@ -102,21 +106,30 @@ def test_a_closed_pipe_is_quiet():
     reader.wait()
     for argv in (["--help"], ["recipes"], ["list", "--json"]):
         done = subprocess.run(
-            [sys.executable, "-m", "nemorun", *argv], stdout=reader.stdin, stderr=subprocess.PIPE, text=True, timeout=60
+            [sys.executable, "-m", "nemorun", *argv],
+            stdout=reader.stdin,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
         )
         assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(
     ("argv", "allowed"),
-    [(["--help"], set()), (["--version"], set()), (["run", "--help"], {"pydantic"})],  # Typer's own converters
+    [
+        (["--help"], set()),
+        (["--version"], set()),
+        (["run", "--help"], {"pydantic"}),
+    ],  # Typer's own converters
 )
 def test_help_imports_nothing_heavy(argv, allowed):
     heavy = {"torch", "kubernetes", "fabric", "paramiko", "pydantic", "rich", "yaml", "sqlite3", "asyncio"}
     heavy |= {"nemorun.config", "nemorun.experiment", "nemorun.executors", "nemorun.workspace"}
     program = (
         "import atexit, sys; from nemorun.cli.main import main; "
-        f"atexit.register(lambda: print(sorted({heavy - allowed!r} & set(sys.modules)), file=sys.stderr)); main()"
+        f"heavy = {heavy - allowed!r}; "
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr)); main()"
     )
     done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "[]\n")

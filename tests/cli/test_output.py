@@ -52,10 +52,12 @@ def on_terminal(columns: int, **env: str) -> str:
 def test_a_narrow_terminal_folds_and_loses_nothing():
     seen = re.sub(r"\x1b\[\d*m", "", on_terminal(40, NO_COLOR="1"))
     assert all(len(line) <= 40 for line in seen.splitlines())
-    assert seen.count("x") == 60
+    assert re.sub("[^x]", "", seen.partition("FAILED")[2]) == "x" * 61
 
 
-@pytest.mark.parametrize(("env", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+@pytest.mark.parametrize(
+    ("env", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
 def test_colour_follows_the_terminal(env, colour):
     assert ("\x1b[3" in on_terminal(80, **env)) is colour
 
@@ -68,7 +70,15 @@ def test_json_is_ascii_so_that_any_program_reads_it(capfd):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, ""), (0, "0.0s"), (4.21, "4.2s"), (59.99, "60.0s"), (185, "3m05s"), (7620, "2h07m"), (273600, "3d04h")],
+    [
+        (None, ""),
+        (0, "0.0s"),
+        (4.21, "4.2s"),
+        (59.99, "60.0s"),
+        (185, "3m05s"),
+        (7620, "2h07m"),
+        (273600, "3d04h"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

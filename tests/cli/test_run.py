@@ -55,7 +55,9 @@ def test_detach_prints_the_id_alone(process, workspace):
 
 
 def test_a_command_takes_what_follows_the_dashes(process, workspace):
-    done = process("run", "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", "--dry-run", "a b", "--", "-1")
+    done = process(
+        "run", "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", "--dry-run", "a b", "--", "-1"
+    )
     assert done.code == 0, done.err
     assert "['--dry-run', 'a b', '--', '-1']" in done.out
 
@@ -133,14 +135,17 @@ def test_environment_and_secrets_reach_the_task(process, workspace, nemorun_home
 
 
 def test_a_plugin_is_applied(process, workspace, nemorun_home):
-    done = process("run", "jobs.py:work", "text=yes ", "--plugin", "jobs.py:Polite", "--plugin", "jobs.py:Polite")
+    done = process(
+        "run", "jobs.py:work", "text=yes ", "--plugin", "jobs.py:Polite", "--plugin", "jobs.py:Polite"
+    )
     assert done.code == 0, done.err
     assert next(iter(results(nemorun_home).values()))["text"] == "yes pleaseplease"
 
 
 def test_a_named_executor_and_the_default_one(cli, workspace):
     (workspace / "nemorun.yaml").write_text(
-        "default_executor: two\nexecutors:\n  two: {type: local, ntasks_per_node: 2}\n  three: {type: local}\n"
+        "default_executor: two\n"
+        "executors:\n  two: {type: local, ntasks_per_node: 2}\n  three: {type: local}\n"
     )
     two = cli("run", "jobs.py:work", "--dry-run")
     three = cli("run", "jobs.py:work", "--dry-run", "-e", "three", "executor.ntasks_per_node=3")
@@ -164,7 +169,9 @@ def test_retries_start_a_failed_task_again(process, workspace):
 
 
 def test_a_sweep_is_a_grid_of_tasks_named_by_their_values(process, workspace, nemorun_home):
-    done = process("run", "jobs.py:job", "text=w", "--sweep", "n=1,2", "--sweep", "inner.size=3,4", "--name", "grid")
+    done = process(
+        "run", "jobs.py:job", "text=w", "--sweep", "n=1,2", "--sweep", "inner.size=3,4", "--name", "grid"
+    )
     assert done.code == 0, done.err
     expected = {f"n-{n}_size-{s}": {"text": "w", "n": n, "size": s} for n in (1, 2) for s in (3, 4)}
     assert results(nemorun_home) == expected
