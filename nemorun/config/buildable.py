@@ -203,5 +203,7 @@ def built_arguments(
     arguments.update(buildable.__arguments__)
     missing = [one.name for one in parameters if one.required and one.name not in {*arguments, *without}]
     if missing and required:
-        raise ConfigError(f"{name_of(buildable.__fn_or_cls__)} needs {', '.join(map(repr, missing))}")
+        raise ConfigError(
+            f"{name_of(buildable.__fn_or_cls__)} needs {', '.join(map(repr, missing))}, not set yet"
+        )
     return {name: built(value) for name, value in arguments.items() if name not in without}

@@ -54,7 +54,7 @@ def find(name: str, workspace_root: Path | None = None) -> Found:
     Raises DiscoveryError if there is none (with the nearest names) or more than one (naming the files).
     """
     if file := _FILE.fullmatch(name):
-        return _in_file(_file(file[1], workspace_root), file[2])
+        return _in_file(_file(file[1], workspace_root), file[2], workspace_root)
     if not name.isidentifier():
         return _dotted(name, workspace_root)
     candidates = _recipes(workspace_root)
@@ -146,9 +146,9 @@ def _file(name: str, workspace_root: Path | None) -> Path:
     raise DiscoveryError(f"there is no file '{name}' in {' or '.join(map(str, dict.fromkeys(folders)))}")
 
 
-def _in_file(path: Path, name: str | None) -> Found:
+def _in_file(path: Path, name: str | None, workspace_root: Path | None) -> Found:
     with _loading(str(path)):
-        module = _module(path)
+        module = _module(path, workspace_root)
     factories = _factories(module)
     if name is None:
         if len(factories) == 1:
@@ -166,12 +166,17 @@ def _in_file(path: Path, name: str | None) -> Found:
     return _callable(thing, f"{path}:{name}")
 
 
-def _module(path: Path) -> ModuleType:
+def _module(path: Path, workspace_root: Path | None) -> ModuleType:
     """A recipe of a package is imported under its name there, so that it is the same one by either way."""
-    for package in (packages.bundled_package(), sys.modules.get(packages.FOLDER)):
-        for module in packages.modules_of(package) if package else ():
-            if module.__file__ and Path(module.__file__).resolve() == path:
-                return module
+    folders = [
+        packages.bundled_package(),
+        packages.workspace_package(workspace_root) if workspace_root else None,
+    ]
+    for package in folders:
+        if package and any(path.is_relative_to(Path(one).resolve()) for one in package.__path__):
+            for module in packages.modules_of(package):
+                if module.__file__ and Path(module.__file__).resolve() == path:
+                    return module
     return load_script(path)
 
 

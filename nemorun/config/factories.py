@@ -44,7 +44,7 @@ def factory_name(value: Any) -> str | None:
 
 
 def resources(rule: Callable[..., Resources]) -> Callable[[F], F]:
-    """Say what a task function needs: `rule` gets its arguments by name and returns `Resources`.
+    """Say what a task function needs: `rule` gets those of its arguments that it takes, by name.
 
     `@run.resources(lambda trainer, **_: run.Resources(nodes=trainer.nodes, ntasks_per_node=trainer.devices))`
     """
@@ -65,11 +65,13 @@ def resources_of(partial: Partial[Any]) -> Resources | None:
     rule = getattr(target, RESOURCES_MARK, None)
     if rule is None:
         return None
+    asks = signature(rule)
     arguments = {}
     for name in {**signature(target).parameters, **partial.__arguments__}:
-        value = peek(partial, name)
-        if value is MISSING:
-            raise ConfigError(f"{name_of(target)} needs '{name}'")
-        arguments[name] = built(value)
+        if asks.takes_any or name in asks.parameters:
+            value = peek(partial, name)
+            if value is MISSING:
+                raise ConfigError(f"{name_of(target)} needs '{name}', and it is not set")
+            arguments[name] = built(value)
     result: Resources = rule(**arguments)
     return result

@@ -44,7 +44,7 @@ class Referrer:
         module = sys.modules.get(module_name or "builtins")
         if module is None or _attribute(module, name) != thing:
             raise ConfigError(
-                f"{path}: {thing!r} is not what '{module_name}.{name}' is now; give it a name of its own"
+                f"{path}: {thing!r} is not found as '{module_name}.{name}'; give it a name of its own"
             )
         if (script := script_path(module)) is not None:
             return f"{SCRIPT}{self._relative(script)}:{name}"

@@ -74,7 +74,7 @@ def script_path(module: ModuleType) -> Path | None:
         file = getattr(module, "__file__", None)
     else:
         file = getattr(module, SCRIPT_MARK, None)
-    return Path(file).resolve() if file else None
+    return Path(file).resolve() if file and Path(file).is_file() else None  # it may be called <stdin>
 
 
 def _module_name(path: Path) -> str:

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal
 
 import nemorun as run
 
@@ -33,7 +33,7 @@ class Model:
     """Width of the residual stream."""
     num_heads: int = 4
     lora: Lora = field(default_factory=Lora)
-    adapter: Optional[Lora] = None
+    adapter: Lora | None = None
 
     def validate(self) -> None:
         assert self.hidden_size % self.num_heads == 0
@@ -51,7 +51,7 @@ class Trainer:
     in all."""
     lr: float = 1e-3
     name: str = "run"
-    note: Optional[str] = None
+    note: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     level: Literal[1, 2, 3] = 1
     color: Color = Color.RED
@@ -64,7 +64,7 @@ class Trainer:
     names: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     table: dict[int, list[float]] = field(default_factory=dict)
-    either: Union[int, str, None] = None
+    either: int | str | None = None
     limit: int | float | None = None
     hook: Callable[[int], int] | None = None
     error: type[Exception] = ValueError

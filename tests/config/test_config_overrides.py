@@ -384,7 +384,7 @@ typed_values = st.one_of(
     st.tuples(
         st.just(dict[str, list[float]]), st.dictionaries(any_text, st.lists(st.floats(allow_nan=False)))
     ),
-    st.tuples(st.just(dict[int, Optional[str]]), st.dictionaries(st.integers(), st.none() | any_text)),
+    st.tuples(st.just(dict[int, str | None]), st.dictionaries(st.integers(), st.none() | any_text)),
     st.tuples(st.just(Any), st.recursive(st.integers() | any_text | st.none(), lambda one: st.lists(one))),
     st.tuples(st.just(Literal[1, 2, "x", None]), st.sampled_from([1, 2, "x", None])),
 )

@@ -127,7 +127,7 @@ def test_a_script_is_loaded_once_and_argv_comes_back(tmp_path: Path) -> None:
     file.write_text("import sys\nARGV = list(sys.argv)\nclass Thing: pass\n")
     before = list(sys.argv)
     module = load_script(file)
-    assert load_script(str(file)) is module and module.ARGV == [str(file)] and sys.argv == before
+    assert load_script(str(file)) is module and [str(file)] == module.ARGV and sys.argv == before
     assert module.__name__ != "__main__" and module.__file__ == str(file)
 
 

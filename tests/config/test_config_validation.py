@@ -119,7 +119,7 @@ def test_configurations_stand_for_what_they_build() -> None:
         (run.Config(Model), Model),
         (run.Config(WideModel), Optional[Model]),
         ([run.Config(Lora)], list[Lora]),
-        ({"a": run.Config(Lora)}, dict[str, Optional[Lora]]),
+        ({"a": run.Config(Lora)}, dict[str, Lora | None]),
         (run.Partial(train), Callable[..., Any]),
     ]:
         assert check(value, annotation) == value
@@ -168,7 +168,7 @@ def test_validate_methods_are_called_from_below() -> None:
 
 @dataclass
 class Strict:
-    inner: Optional[Lora] = None
+    inner: Lora | None = None
     seen: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
