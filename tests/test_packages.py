@@ -99,7 +99,7 @@ def test_editable_install(checkout: Path, tmp_path: Path) -> None:
     outside.mkdir()
     install = ("install", "-q", "--no-deps", "--no-build-isolation", "--target", site, "--editable", checkout)
     sh(sys.executable, "-m", "pip", *install, cwd=outside)
-    # Without site (-S), this interpreter's own editable install stays silent, and only this one's .pth is read.
+    # Without site (-S), this interpreter's own editable install stays silent: only this one's .pth is read.
     look = f"import site; site.addsitedir({str(site)!r})\n{LOOK}"
     path = f"{site}{os.pathsep}{sysconfig.get_path('purelib')}"
     found = sh(sys.executable, "-S", "-c", look, cwd=outside, PYTHONPATH=path)
