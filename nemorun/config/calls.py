@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from nemorun.config.buildable import Buildable, Partial, stored
-from nemorun.config.discovery import Found, find
+from nemorun.config.discovery import Found, factories_in, find
+from nemorun.config.factories import factory_name
 from nemorun.config.overrides import apply, split_override
 from nemorun.config.overrides.grammar import Override, split_call
-from nemorun.config.overrides.values import Reader
+from nemorun.config.overrides.values import Discover, Reader
 from nemorun.config.signature import name_of, signature
 from nemorun.errors import ConfigError, DiscoveryError, OverrideError
 
@@ -20,7 +22,7 @@ def call_factory(found: Found, *arguments: str, workspace_root: Path | None = No
 
     A plain function or class is not called: it becomes a `Partial` with these arguments.
     """
-    return _finish(_call_of(found, arguments, Reader(_discover_in(workspace_root))))
+    return _finish(_call_of(found, arguments, Reader(_discover_for(found, workspace_root))))
 
 
 def resolve(recipe: str, overrides: Sequence[str] = (), workspace_root: Path | None = None) -> Partial[Any]:
@@ -29,9 +31,9 @@ def resolve(recipe: str, overrides: Sequence[str] = (), workspace_root: Path | N
     An override whose first name is a parameter of the factory, and no argument of the task that the factory
     makes, goes to the factory; the others change the task, from left to right.
     """
-    discover = _discover_in(workspace_root)
     name, arguments = split_call(recipe) or (recipe, [])
     found = find(name, workspace_root)
+    discover = _discover_for(found, workspace_root)
     call = _call_of(found, arguments, Reader(discover))
     parts = [split_override(text) for text in overrides]
     if found.kind == "factory":
@@ -55,18 +57,10 @@ def _call_of(found: Found, arguments: Sequence[str], reader: Reader) -> Partial[
 
 
 def _finish(call: Partial[Any]) -> Any:
-    return stored(call()) if _is_factory(call) else call
+    return stored(call()) if factory_name(call.__fn_or_cls__) else call
 
 
-def _is_factory(call: Partial[Any]) -> bool:
-    from nemorun.config.factories import factory_name
-
-    return factory_name(call.__fn_or_cls__) is not None
-
-
-def _for_factory(
-    call: Partial[Any], overrides: Sequence[Override], discover: Callable[[str], Callable[..., Any]]
-) -> list[Override]:
+def _for_factory(call: Partial[Any], overrides: Sequence[Override], discover: Discover) -> list[Override]:
     """The overrides that are meant for the factory.
 
     What the task takes is known only once the factory has been called, and it may need some of them for that.
@@ -85,5 +79,11 @@ def _for_factory(
     return [one for one in candidates if one in needed or one.path[0].key not in taken]
 
 
-def _discover_in(workspace_root: Path | None) -> Callable[[str], Callable[..., Any]]:
-    return lambda name: find(name, workspace_root).factory
+def _discover_for(found: Found, workspace_root: Path | None) -> Discover:
+    """Finds what values name: a factory of the recipe's own file first, then as `find` does."""
+    own = factories_in(sys.modules[found.factory.__module__]) if found.kind != "class" else {}
+
+    def discover(name: str) -> Callable[..., Any]:
+        return own.get(name) or find(name, workspace_root).factory
+
+    return discover

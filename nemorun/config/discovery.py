@@ -98,11 +98,11 @@ def _recipes(workspace_root: Path | None) -> dict[str, list[Found]]:
         with _loading(str(workspace_root / packages.FOLDER)):
             package = packages.workspace_package(workspace_root)
             modules += packages.modules_of(package) if package else []
-    named = [item for module in modules for item in _factories(module).items()]
+    named = [item for module in modules for item in factories_in(module).items()]
     for entry in entry_points(group=ENTRY_POINTS):
         with _loading(f"the entry point '{entry.name}'"):
             value = entry.load()
-        named += _factories(value).items() if isinstance(value, ModuleType) else [(entry.name, value)]
+        named += factories_in(value).items() if isinstance(value, ModuleType) else [(entry.name, value)]
     result: dict[str, list[Found]] = {}
     for name, factory in named:
         same = result.setdefault(name, [])
@@ -111,7 +111,7 @@ def _recipes(workspace_root: Path | None) -> dict[str, list[Found]]:
     return result
 
 
-def _factories(module: ModuleType) -> dict[str, Callable[..., Any]]:
+def factories_in(module: ModuleType) -> dict[str, Callable[..., Any]]:
     """The factories that a module defines; those that it only imports are found where they are at home."""
     own = [one for one in vars(module).values() if getattr(one, "__module__", None) == module.__name__]
     return {name: one for one in own if (name := factory_name(one)) is not None}
@@ -149,7 +149,7 @@ def _file(name: str, workspace_root: Path | None) -> Path:
 def _in_file(path: Path, name: str | None, workspace_root: Path | None) -> Found:
     with _loading(str(path)):
         module = _module(path, workspace_root)
-    factories = _factories(module)
+    factories = factories_in(module)
     if name is None:
         if len(factories) == 1:
             return _found(*factories.values())
@@ -167,16 +167,22 @@ def _in_file(path: Path, name: str | None, workspace_root: Path | None) -> Found
 
 
 def _module(path: Path, workspace_root: Path | None) -> ModuleType:
-    """A recipe of a package is imported under its name there, so that it is the same one by either way."""
-    folders = [
+    """The file's module; what is imported already, or belongs to a package of recipes, is not made twice."""
+    for package in (
         packages.bundled_package(),
-        packages.workspace_package(workspace_root) if workspace_root else None,
-    ]
-    for package in folders:
+        workspace_root and packages.workspace_package(workspace_root),
+    ):
         if package and any(path.is_relative_to(Path(one).resolve()) for one in package.__path__):
-            for module in packages.modules_of(package):
-                if module.__file__ and Path(module.__file__).resolve() == path:
-                    return module
+            packages.modules_of(package)
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if (
+            file
+            and file.endswith(path.name)
+            and module.__name__ != "__main__"
+            and Path(file).resolve() == path
+        ):
+            return module
     return load_script(path)
 
 

@@ -117,7 +117,7 @@ def _scale(value: int, by: Lora) -> int:
 
 
 def test_a_config_as_a_default_is_built() -> None:
-    def train(model: Any = run.Config(Model, hidden_size=8)) -> Any:
+    def train(model: Any = run.Config(Model, hidden_size=8)) -> Any:  # noqa: B008 # that is the case
         return model
 
     partial = run.Partial(train)

@@ -189,7 +189,7 @@ def test_what_cannot_be_written_is_refused(value: Any, message: str) -> None:
 
 def test_a_function_hidden_by_another_is_refused() -> None:
     hidden = type("Model", (), {"__module__": "config_samples", "__qualname__": "Model"})
-    with pytest.raises(ConfigError, match="is not found as 'config_samples.Model'"):
+    with pytest.raises(ConfigError, match=r"is not found as 'config_samples\.Model'"):
         dumps(run.Config(hidden))
 
 

@@ -1,4 +1,4 @@
-"""Recipes are found by name, file, dotted path and entry point; two of one name are an error that names both."""
+"""Recipes are found by name, file, dotted path and entry point; of one name two are an error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from config_samples import Lora, Model, big_model, tiny, train
@@ -106,7 +105,10 @@ def test_a_target_in_the_recipes_folder_is_found_again(workspace: Path) -> None:
     (workspace / "recipes" / "own.py").write_text("def job(n: int = 1):\n    return n * 2\n")
     text = dumps(resolve("recipes/own.py:job", ["n=4"], workspace), code_root=workspace)
     assert "_target_: recipes.own.job" in text
-    read = "import sys; from pathlib import Path; from nemorun.config import loads; print(loads(sys.argv[1], code_root=Path(sys.argv[2]))())"
+    read = (
+        "import sys; from pathlib import Path; from nemorun.config import loads; "
+        "print(loads(sys.argv[1], code_root=Path(sys.argv[2]))())"
+    )
     result = subprocess.run(
         [sys.executable, "-c", read, text, str(workspace)], check=True, capture_output=True, text=True
     )
@@ -148,7 +150,7 @@ def test_a_plain_function_is_a_task(workspace: Path, tmp_path: Path) -> None:
 
 def test_a_broken_recipe_names_its_file(workspace: Path) -> None:
     (workspace / "recipes" / "broken.py").write_text("import no_such_thing\n")
-    with pytest.raises(DiscoveryError, match="recipes cannot be loaded: ModuleNotFoundError.*no_such_thing"):
+    with pytest.raises(DiscoveryError, match=r"recipes cannot be loaded: ModuleNotFoundError.*no_such_thing"):
         find("mine", workspace)
 
 
@@ -179,7 +181,7 @@ def test_a_recipe_may_be_a_call() -> None:
 
 def test_arguments_of_the_factory_and_of_the_task() -> None:
     recipe = resolve(
-        "config_samples.tiny", ["trainer.max_steps=5", "hidden_size=32", "model.num_heads=2", "steps=4"]
+        "config_samples.tiny", ["trainer.max_steps=5", "hidden_size=32", "steps=4", "model.num_heads=2"]
     )
     assert recipe.model == Model(hidden_size=32, num_heads=2)
     assert (recipe.trainer.max_steps, recipe.steps) == (5, 4)
@@ -222,14 +224,24 @@ def test_factories_of_the_workspace_are_values(workspace: Path) -> None:
         resolve("mine", ["model=wid"], workspace)
 
 
+def test_factories_of_the_same_file_are_values(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "loose.py").write_text(
+        "import nemorun as run\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Thing:\n    x: int = 1\n"
+        "@run.factory\ndef thing(by: int):\n    return Thing(x=by)\n"
+        "def job(thing: Thing):\n    return thing.x\n"
+    )
+    assert resolve("loose.py:job", ["thing=thing(by=3)"])() == 3
+
+
+def test_a_module_that_is_imported_is_not_loaded_again() -> None:
+    file = Path(__file__).parent / "config_samples.py"
+    assert find(f"{file}:tiny").factory is tiny
+
+
 def test_calling_a_factory_with_texts() -> None:
     assert call_factory(find("config_samples.big_model"), "hidden_size=16", "num_heads=2") == Model(16, 2)
     assert call_factory(find("config_samples.tiny")) == tiny()
     assert call_factory(find("config_samples.train"), "steps=3") == run.Partial(train, steps=3)
     assert call_factory(find("config_samples.big_model")) == big_model()
-    result: Any = call_factory(find("config_samples.Lora"), "rank=1")
-    assert (
-        result.build() == run.Config(Lora, rank=1).build()
-        if isinstance(result, run.Config)
-        else result() == Lora(rank=1)
-    )
+    assert call_factory(find("config_samples.Lora"), "rank=1")() == Lora(rank=1)

@@ -1,4 +1,4 @@
-"""Functions of scripts and of notebooks reach the task, and a script's launch code does not run there again."""
+"""Functions of scripts and of notebooks reach the task; a script's launch code does not run there again."""
 
 from __future__ import annotations
 

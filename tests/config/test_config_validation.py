@@ -1,5 +1,7 @@
 """Types are checked before anything runs, nested, with the path of the bad field; validate() is called."""
 
+# ruff: noqa: UP007, UP045 (the older spellings of a union are cases, too)
+
 from __future__ import annotations
 
 import subprocess
@@ -221,5 +223,5 @@ def test_a_plain_configuration_is_checked_without_pydantic() -> None:
 def test_types_that_cannot_be_resolved_do_not_hide_the_others() -> None:
     def target(a: Unknown, b: int) -> None: ...  # type: ignore[name-defined] # noqa: F821
 
-    with pytest.raises(ConfigError, match="^b: 'x' is not int$"):
+    with pytest.raises(ConfigError, match=r"^b: 'x' is not int$"):
         validate(run.Partial(target, a=1, b="x"))
