@@ -81,7 +81,8 @@ def _for_factory(call: Partial[Any], overrides: Sequence[Override], discover: Di
 
 def _discover_for(found: Found, workspace_root: Path | None) -> Discover:
     """Finds what values name: a factory of the recipe's own file first, then as `find` does."""
-    own = factories_in(sys.modules[found.factory.__module__]) if found.kind != "class" else {}
+    module = sys.modules.get(found.factory.__module__)
+    own = factories_in(module) if module else {}
 
     def discover(name: str) -> Callable[..., Any]:
         return own.get(name) or find(name, workspace_root).factory

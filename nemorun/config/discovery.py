@@ -168,20 +168,13 @@ def _in_file(path: Path, name: str | None, workspace_root: Path | None) -> Found
 
 def _module(path: Path, workspace_root: Path | None) -> ModuleType:
     """The file's module; what is imported already, or belongs to a package of recipes, is not made twice."""
-    for package in (
-        packages.bundled_package(),
-        workspace_root and packages.workspace_package(workspace_root),
-    ):
+    own = packages.workspace_package(workspace_root) if workspace_root else None
+    for package in (packages.bundled_package(), own):
         if package and any(path.is_relative_to(Path(one).resolve()) for one in package.__path__):
             packages.modules_of(package)
     for module in list(sys.modules.values()):
-        file = getattr(module, "__dict__", {}).get("__file__")
-        if (
-            file
-            and file.endswith(path.name)
-            and module.__name__ != "__main__"
-            and Path(file).resolve() == path
-        ):
+        file = getattr(module, "__dict__", {}).get("__file__") or ""
+        if file.endswith(path.name) and module.__name__ != "__main__" and Path(file).resolve() == path:
             return module
     return load_script(path)
 
@@ -190,7 +183,8 @@ def _dotted(name: str, workspace_root: Path | None) -> Found:
     if workspace_root is not None and str(workspace_root) not in sys.path:
         sys.path.insert(0, str(workspace_root))
     try:
-        thing = references.find(name.replace(":", "."), code_root=workspace_root)
+        with _loading(f"'{name}'"):
+            thing = references.find(name.replace(":", "."), code_root=workspace_root)
     except ConfigError as error:
         raise DiscoveryError(f"'{name}' was not found: {error}") from error
     return _callable(thing, name)

@@ -50,9 +50,10 @@ class Referrer:
             return f"{SCRIPT}{self._relative(script)}:{name}"
         if module.__name__ == "__main__" and not module.__spec__:
             return self._interactively(thing, name, path)
-        self._note_import_root(module)
         spec = getattr(module, "__spec__", None)
-        return f"{spec.name if spec else module.__name__}.{name}"
+        found_as = spec.name if spec else module.__name__  # the one differs where `python -m` runs it
+        self._note_import_root(found_as, getattr(module, "__file__", None))
+        return f"{found_as}.{name}"
 
     def finish(self) -> None:
         """Write the source of what was defined interactively, all in one file."""
@@ -72,12 +73,11 @@ class Referrer:
             return file.relative_to(self.code_root).as_posix()
         return str(file)
 
-    def _note_import_root(self, module: ModuleType) -> None:
-        file = getattr(module, "__file__", None)
+    def _note_import_root(self, name: str, file: str | None) -> None:
+        """Remember the folder on `sys.path` that a module came from, if it lies below the code root."""
         if self.code_root is None or file is None:
             return
-        depth = module.__name__.count(".") + (Path(file).stem == "__init__")
-        root = Path(file).resolve().parents[depth]
+        root = Path(file).resolve().parents[name.count(".") + (Path(file).stem == "__init__")]
         if root == self.code_root or not root.is_relative_to(self.code_root) or root.name == "site-packages":
             return
         relative = root.relative_to(self.code_root).as_posix()

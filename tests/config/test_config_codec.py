@@ -232,7 +232,7 @@ def test_import_roots_below_the_code_root_are_carried(tmp_path: Path) -> None:
     assert result.stdout == "frozen\n"
 
 
-def test_a_path_that_is_none_of_ours() -> None:
+def test_an_enum_of_a_functions_body_is_refused() -> None:
     class Flavour(enum.Enum):
         A = os.path.sep
 

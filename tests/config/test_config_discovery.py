@@ -201,7 +201,8 @@ def test_a_required_argument_of_the_factory(tmp_path: Path) -> None:
     file = tmp_path / "needy.py"
     file.write_text(
         "import nemorun as run\nfrom config_samples import train\n"
-        "@run.factory\ndef needy(steps: int, extra: int = 1):\n    return run.Partial(train, steps=steps * extra)\n"
+        "@run.factory\ndef needy(steps: int, extra: int = 1):\n"
+        "    return run.Partial(train, steps=steps * extra)\n"
     )
     assert resolve(f"{file}:needy", ["steps=3", "extra=2", "data=1"]).steps == 6
     with pytest.raises(ConfigError, match="needy needs 'steps'"):

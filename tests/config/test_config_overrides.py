@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import string
 from pathlib import Path
@@ -367,9 +368,17 @@ def test_what_is_no_override_is_refused_and_nothing_else_happens(text: str) -> N
 
 
 @given(any_text)
-def test_any_text_is_a_value_where_there_is_no_type(text: str) -> None:
-    assume(not text.startswith("@"))
-    read(text, Any)
+def test_any_text_is_a_value_or_is_refused_where_there_is_no_type(text: str) -> None:
+    for annotation in (Any, list, dict, Model, Union[Model, int, None]):
+        with contextlib.suppress(OverrideError, DiscoveryError):
+            read(text, annotation)
+
+
+@given(any_text)
+def test_text_beside_a_class_survives(text: str) -> None:
+    assume(not is_quoted(text) and text.strip() not in ("None", "null"))
+    assume(not text.startswith("@") and "Model" not in text and "Lora" not in text)
+    assert read(text, Union[Model, str, None]) == text or text in FACTORIES
 
 
 typed_values = st.one_of(

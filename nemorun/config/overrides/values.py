@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from pathlib import PurePath
@@ -17,7 +18,7 @@ from nemorun.config.overrides import files
 from nemorun.config.overrides.grammar import literal, split, split_call, unquoted
 from nemorun.config.signature import MISSING, is_union, name_of, signature, type_hints, type_text
 from nemorun.config.validation import enum_member, fits
-from nemorun.errors import DiscoveryError, OverrideError
+from nemorun.errors import ConfigError, DiscoveryError, OverrideError
 
 Discover = Callable[[str], Callable[..., Any]]
 
@@ -54,7 +55,7 @@ class Reader:
             return _scalar(text, kind)
         if kind in (*_LISTS, *_SETS, frozenset, tuple):
             return self._items(text, kind, annotation)
-        if kind in _DICTS:
+        if kind in _DICTS or typing.is_typeddict(kind):
             return self._dict(text, annotation)
         return self._thing(text, annotation)
 
@@ -63,9 +64,9 @@ class Reader:
         for one in sorted(typing.get_args(annotation), key=_rank):
             try:
                 return self.read(text, one)
-            except OverrideError as error:
+            except (ConfigError, DiscoveryError) as error:
                 if _rank(one) == len(_FIRST):  # a class: which names there are is worth knowing
-                    complaint = error
+                    complaint = OverrideError(str(error))
         raise complaint
 
     def _untyped(self, text: str) -> Any:
@@ -77,19 +78,13 @@ class Reader:
             return _WORDS[text]
         if text.startswith("[") and text.endswith("]"):
             return self._items(text, list, list)
-        if (
-            text.startswith("{")
-            and text.endswith("}")
-            and all(len(split(one, ":")) > 1 for one in split(text[1:-1]))
-        ):
-            return self._dict(text, dict)
+        if text.startswith("{") and text.endswith("}"):
+            return self._dict(text, dict) if all(":" in one for one in split(text[1:-1])) else text
         if files.looks_like_file(text):
             return files.load(text[1:])
         if split_call(text):
-            try:
+            with contextlib.suppress(DiscoveryError):
                 return self._thing(text, Any)
-            except DiscoveryError:
-                return text
         return text
 
     def _items(self, text: str, kind: Any, annotation: Any) -> Any:
@@ -105,7 +100,7 @@ class Reader:
                     f"{text!r} has {len(parts)} items; {type_text(annotation)} has {len(wanted)}"
                 )
         else:
-            wanted = (types or (Any,))[:1] * len(parts)
+            wanted = (types or (Any,))[:1] * len(parts)  # one type for all
         values = [self.read(part, one) for part, one in zip(parts, wanted, strict=True)]
         try:
             return {Sequence: list, MutableSequence: list, AbstractSet: set}.get(kind, kind)(values)
@@ -114,9 +109,12 @@ class Reader:
 
     def _dict(self, text: str, annotation: Any) -> dict[Any, Any]:
         key_type, value_type = typing.get_args(annotation) or (Any, Any)
-        result = {}
-        for key, value in _pairs(text, annotation):
-            result[self.read(key, key_type)] = self.read(value, value_type)
+        result: dict[Any, Any] = {}
+        for key_text, value in _pairs(text, annotation):
+            key = self.read(key_text, key_type)
+            if not isinstance(key, Hashable):
+                raise OverrideError(f"{key_text!r} cannot be a key")
+            result[key] = self.read(value, value_type)
         return result
 
     def _thing(self, text: str, annotation: Any) -> Any:
