@@ -24,8 +24,8 @@ _OUR_FOLDER = Path(__file__).parent
 def main() -> None:
     _watch_lifeline()
     # `-m` puts the folder we start in first, and Python 3.10 knows no -P: that is not what was submitted.
-    with suppress(ValueError):
-        sys.path.remove(str(Path.cwd()))
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
     words = sys.argv[1:]
     if words[:2] == ["--command", "--"] and len(words) > 2:
         _run_command(words[2:])

@@ -149,7 +149,8 @@ class Attempt:
             return Outcome(Reason.NONE)
         accounts = {rank.number: self._account(rank) for rank in self._failures}
         first = self._failures[0]
-        if accounts[first.number] or first.code not in (-signal.SIGTERM, -signal.SIGKILL, EXIT_RESUME):
+        code = first.code or 0
+        if accounts[first.number] or code == -signal.SIGABRT or (code > 0 and code != EXIT_RESUME):
             # The first to end may only echo one that takes longer to end: go by when they raised.
             first = min(self._failures, key=lambda rank: accounts[rank.number].get("time", float("inf")))
         return self._outcome_of(first, accounts[first.number])

@@ -97,7 +97,7 @@ class LocalExecutor(Executor):
             task_plan(
                 job,
                 env={**self.env_vars, **job.env},
-                cwd=self.cwd or job.cwd,
+                cwd=str(Path(self.cwd).absolute()) if self.cwd else job.cwd,
                 limit=time_limit(self.time),
             )
             for job in jobs
@@ -228,26 +228,27 @@ def _lock_for_submission(folder: Path, text: bytes) -> int | None:
 
 
 def _start_supervisor(folder: Path, text: bytes, lock: int, secrets: Mapping[str, str]) -> None:
-    temporary = folder / "plan.json.new"
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(text)
-    temporary.replace(folder / "plan.json")
-    log = os.open(folder / "supervisor.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    from nemorun.workspace import home
+
     try:
-        supervisor = subprocess.Popen(
-            [sys.executable, "-m", "nemorun.executors.local.supervisor", str(folder), str(lock)],
-            cwd=folder,  # where no module of the user's shadows one of ours
-            env={**without_others(os.environ), **secrets},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(lock,),
-            start_new_session=True,
-        )
+        temporary = folder / "plan.json.new"
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(text)
+        temporary.replace(folder / "plan.json")
+        (folder / "supervisor.log").touch(mode=0o600)
+        with (folder / "supervisor.log").open("ab") as log:
+            supervisor = subprocess.Popen(
+                [sys.executable, "-m", "nemorun.executors.local.supervisor", str(folder), str(lock)],
+                cwd=folder,  # where no module of the user's shadows one of ours
+                env={**without_others(os.environ), "NEMORUN_HOME": str(home()), **secrets},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
     except OSError as error:
-        raise SubmitError(f"the supervisor could not be started: {error}") from error
-    finally:
-        os.close(log)
+        raise SubmitError(f"the supervisor could not be started, so nothing runs: {error}") from error
     _started.append(supervisor)
 
 
@@ -267,7 +268,11 @@ def _statuses(folder: Path, refs: list[JobRef]) -> dict[str, JobStatus]:
 
 def _status(history: History, name: str, supervised: bool) -> JobStatus:
     if history.abandoned:
-        return JobStatus(JobState.FAILED, Reason.NOT_SUBMITTED, "its launcher ended before it was submitted")
+        return JobStatus(
+            JobState.FAILED,
+            Reason.NOT_SUBMITTED,
+            "its launcher, or its supervisor, ended before anything was started",
+        )
     if history.supervisor is None:
         return JobStatus(JobState.PENDING, message="it is being submitted")
     if name not in history.tasks:

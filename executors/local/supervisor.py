@@ -111,14 +111,13 @@ class Supervisor:
             os.read(self._wake, 4096)
 
     def _obey_cancels(self, now: float) -> None:
-        for task in self._tasks.values():
-            if task.state.ended or not (
-                self._cancel_all or (self._folder / "cancel" / task.plan.name).exists()
-            ):
-                continue
+        names = set(self._tasks) if self._cancel_all else set()
+        with suppress(FileNotFoundError):
+            names |= {path.name for path in (self._folder / "cancel").iterdir()}
+        for task in (self._tasks[name] for name in self._tasks if name in names):
             if task.attempt:
                 task.attempt.stop("cancelled", now)
-            else:
+            elif not task.state.ended:
                 self._end(task, JobState.CANCELLED, Reason.CANCELLED, "it was cancelled before it started")
 
     def _start_what_can(self, now: float) -> bool:
@@ -149,9 +148,7 @@ class Supervisor:
                 if not self._start(task, [], now):
                     return True
             else:
-                self._wait(
-                    task, Reason.RESOURCES, f"waits for another task to end: {self._parallel} run at once"
-                )
+                self._wait(task, Reason.RESOURCES, f"waits for another task: {self._parallel} run at once")
         return False
 
     def _wait(self, task: Task, reason: Reason, message: str) -> None:
@@ -248,6 +245,8 @@ def _fork_guard(folder: Path, lock: int) -> tuple[int, int]:
         os.read(lifeline, 1)
         while not reconcile(folder):
             time.sleep(0.01)
+    except OSError as error:
+        print(f"the journal could not be brought to its end: {error}", file=sys.stderr, flush=True)
     finally:
         os._exit(0)
 

@@ -65,6 +65,22 @@ def test_the_first_failing_rank_is_named_not_its_echo(bench: Bench) -> None:
     assert "the cause" in bench.executor.excerpt(bench.ref())
 
 
+def test_a_crash_is_named_though_another_rank_speaks_of_it(bench: Bench) -> None:
+    source = (
+        "import os, pathlib, time\n"
+        "def main():\n"
+        "    pid = pathlib.Path('pid')\n"
+        "    if os.environ['RANK'] == '0':\n"
+        "        pid.write_text(str(os.getpid()))\n"
+        "        os.kill(os.getpid(), 11)\n"
+        "    while not pid.exists() or not pid.read_text(): time.sleep(0.005)\n"
+        "    while pathlib.Path('/proc', pid.read_text()).exists(): time.sleep(0.005)\n"
+        "    raise ConnectionError('peer is gone')\n"
+    )
+    status = bench.run(yaml=script(bench, source), resources=Resources(ntasks_per_node=2))
+    assert (status.reason, status.message) == (Reason.SIGNAL, "rank 0 of 2 was ended by SIGSEGV")
+
+
 def test_one_ranks_crash_stops_the_others(bench: Bench) -> None:
     code = "import os, sys, time\nif os.environ['RANK'] == '2': sys.exit(4)\n" + FOREVER
     status = bench.run(code, resources=Resources(ntasks_per_node=3))
