@@ -126,7 +126,7 @@ def measure(listed: Sequence[Case], rounds: int, folder: Path) -> None:
 
 def _run(case: Case, folder: Path, keep: bool) -> None:
     path = f"{Path(case.argv[0]).parent}{os.pathsep}{os.environ['PATH']}"
-    homes = {name: str(folder.parent / "home") for name in ("HOME", "NEMORUN_HOME", "NEMORUN_LOG_DIR")}
+    homes = {name: str(folder.parent / "home") for name in ("HOME", "NEMORUN_HOME")}
     env = {**os.environ, **homes, "PATH": path, "PYTHONPATH": str(folder)}
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
