@@ -1,4 +1,4 @@
-"""What stops the scripts of the README is said in one line: no Python, an old one, no venv module, no network."""
+"""What stops the scripts of the README is said in a line: no Python, an old one, no venv module, no network."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def test_no_network(checkout: Path) -> None:
 
 
 def test_every_script_is_clean() -> None:
-    """shellcheck's opinion, where it is installed; else bash's alone."""
     scripts = [path for path in (ROOT / "scripts").iterdir() if path.is_file()] + [ROOT / ".ci" / "run"]
-    checker = ["shellcheck", "-x"] if shutil.which("shellcheck") else ["bash", "-n"]
-    for script in scripts:
-        done = subprocess.run([*checker, script], cwd=ROOT, text=True, capture_output=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    checker = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([checker, "-x", *scripts], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
