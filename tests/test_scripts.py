@@ -1,4 +1,4 @@
-"""What stops the scripts of the README is said in a line: no Python, an old one, no venv module, no network."""
+"""What stops the scripts of the README is said in a line: no Python, an old one, no venv, no network."""
 
 from __future__ import annotations
 
