@@ -9,10 +9,10 @@ from __future__ import annotations
 import __future__
 
 import ast
-import hashlib
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +78,7 @@ def script_path(module: ModuleType) -> Path | None:
 
 
 def _module_name(path: Path) -> str:
-    return f"nemorun_script_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    return f"nemorun_script_{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"
 
 
 def _execute(tree: ast.Module, module: ModuleType) -> None:
