@@ -1,0 +1,214 @@
+"""Checkpoints that are complete or not there: written beside their name, synced, and renamed.
+
+A checkpoint is a folder `step-00000100` with the files of torch.distributed.checkpoint (each rank writes its
+own part of weights, optimizer and random state) and `state.json` (step, data position). Until all of it is on
+disk the folder is called `step-00000100.tmp`, so the newest folder without `.tmp` is always a good one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from nemorun.training.distributed import Ranks
+from nemorun.training.errors import TrainingError
+
+_COMPLETE = re.compile(r"step-(\d+)")
+_INDEX_CLASSES = (
+    "BytesStorageMetadata",
+    "ChunkStorageMetadata",
+    "Metadata",
+    "MetadataIndex",
+    "StorageMeta",
+    "TensorProperties",
+    "TensorStorageMetadata",
+    "_MEM_FORMAT_ENCODING",
+)
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first; what a killed save left is none."""
+    found = {
+        int(match[1]): path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _COMPLETE.fullmatch(path.name))
+    }
+    return [found[step] for step in sorted(found)]
+
+
+class Checkpointer:
+    """Saves and restores one run in `folder`. Every rank must make each call."""
+
+    def __init__(
+        self, folder: Path, keep_last: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+    ) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self.model = model
+        self.optimizer = optimizer
+        self.ranks = ranks
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step`; `state` is what JSON can hold, equal on all ranks.
+
+        Raises TrainingError, on every rank, where any of them could not write; older checkpoints stay.
+        """
+        final = self.folder / f"step-{step:08d}"
+        if final.exists():
+            return final
+        partial = final.with_name(final.name + ".tmp")
+        problem: BaseException | None = None
+        try:
+            # Each rank's file and the index, which is written last, are synced to disk.
+            dcp.save(self._tensors(), storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
+            if self.ranks.first:
+                _publish(partial, final, {"step": step, "world_size": self.ranks.world_size, **state})
+        except (CheckpointException, OSError) as error:
+            problem = error
+        if not self.ranks.all(problem is None):
+            if self.ranks.first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise TrainingError(f"checkpoint {final} could not be written{_because(problem)}") from problem
+        if self.ranks.first:
+            self._tidy()
+        return final
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the newest complete checkpoint into the model, the optimizer and the random state.
+
+        Returns its `state`, or None where there is none. Raises TrainingError where it does not fit.
+        """
+        if self.ranks.first:
+            self._tidy()
+        self.ranks.all(True)  # No rank looks before the first has tidied.
+        found = complete(self.folder)
+        if not found:
+            return None
+        latest = found[-1]
+        try:
+            state = json.loads((latest / "state.json").read_text())
+            tensors = self._tensors(with_random_state=state["world_size"] == self.ranks.world_size)
+            dcp.load(tensors, storage_reader=SafeReader(latest))
+        except (CheckpointException, OSError, ValueError, KeyError) as error:
+            raise TrainingError(
+                f"checkpoint {latest} cannot be loaded{_because(error)}. "
+                "If the model was changed, use another folder for the results or for the checkpoints"
+            ) from error
+        self._take(tensors)
+        return state
+
+    def _tensors(self, with_random_state: bool = True) -> dict[str, Any]:
+        """All that is saved, by name; not hyper-parameters: a resumed run takes its configuration's."""
+        state = {f"model.{k}": v for k, v in get_model_state_dict(self.model).items()}
+        moments = get_optimizer_state_dict(self.model, self.optimizer, options=_FLAT)
+        state |= {f"optimizer.{k}": v for k, v in moments.items() if k.startswith("state.")}
+        if with_random_state:
+            state[f"random.{self.ranks.rank}.cpu"] = torch.get_rng_state()
+            if self.ranks.device.type == "cuda":
+                state[f"random.{self.ranks.rank}.cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def _take(self, tensors: dict[str, Any]) -> None:
+        def part(prefix: str) -> dict[str, Any]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        set_model_state_dict(self.model, part("model."))
+        hyper_parameters = get_optimizer_state_dict(self.model, self.optimizer, options=_FLAT)
+        set_optimizer_state_dict(
+            self.model, self.optimizer, hyper_parameters | part("optimizer."), options=_FLAT
+        )
+        random = part(f"random.{self.ranks.rank}.")
+        if "cpu" in random:
+            torch.set_rng_state(random["cpu"])
+        if "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"])
+
+    def _tidy(self) -> None:
+        """Delete what killed saves left, and all but the last `keep_last` checkpoints."""
+        for old in complete(self.folder)[: -self.keep_last]:
+            # Renamed first: half a checkpoint must not look like a whole one if this is killed.
+            old.rename(old.with_name(old.name + ".tmp"))
+        for partial in self.folder.glob("step-*.tmp"):
+            shutil.rmtree(partial)
+
+
+class SafeReader(dcp.FileSystemReader):
+    """torch's reader, apart from the index: torch unpickles `.metadata` as it is, which can run any code.
+
+    Here only the classes that an index is made of can come out of it. The tensors are read by torch with
+    `weights_only=True`.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _IndexUnpickler(file).load()
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Builds plain data and these classes, none of which does anything when it is built."""
+
+    _ALLOWED = frozenset(
+        {
+            *(("torch.distributed.checkpoint.metadata", name) for name in _INDEX_CLASSES),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+            ("pathlib", "PosixPath"),
+            ("pathlib._local", "PosixPath"),  # its name in Python 3.13
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        raise ValueError(f"its index names {module}.{name}, which no index needs: do not trust this file")
+
+
+def _publish(partial: Path, final: Path, state: dict[str, Any]) -> None:
+    with (partial / "state.json").open("w") as file:
+        json.dump(state, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(partial)
+    partial.rename(final)
+    _sync_folder(final.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _because(problem: BaseException | None) -> str:
+    """`: the reason` in one line; of a failure on several ranks, the first one's."""
+    if isinstance(problem, CheckpointException):
+        problem = next(iter(problem.failures.values()))[0]
+    return f": {problem}" if problem else " by another rank"

@@ -1,0 +1,100 @@
+"""The ranks of a run: joining the process group, agreeing on numbers, and leaving in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from nemorun.training.config import TrainerConfig
+from nemorun.training.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """The values added up over all ranks, in float64. Every rank must call it."""
+        # On the CPU: these numbers steer the loop, and must not make it wait for the accelerator.
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def all(self, true: bool) -> bool:
+        """Is it so on every rank? Every rank must call it; none goes on before all have."""
+        return self.sum(float(not true)) == [0.0]
+
+
+@contextlib.contextmanager
+def join(config: TrainerConfig) -> Iterator[Ranks]:
+    """Join the ranks that the environment describes, as torchrun sets it, or else be the only one."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = config.num_nodes * config.devices
+    if world_size != wanted:
+        raise TrainingError(
+            f"trainer.num_nodes={config.num_nodes} x trainer.devices={config.devices} are {wanted} ranks, "
+            f"but WORLD_SIZE is {world_size}. Start it with `nemorun run` or torchrun, or set trainer.devices"
+        )
+    device = _device(config)
+    # Both kinds: tensors on a GPU go through NCCL, and the loop's own numbers always through gloo.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield Ranks(dist.get_rank(), world_size, device)
+    except Exception:
+        # Leaving a NCCL group waits for what is under way, and after an error on one rank that may never end.
+        if device.type == "cpu":
+            _leave()
+        raise
+    except BaseException:
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    """Destroy the process group, and let gloo's threads come to rest.
+
+    A thread drops the tensors of its last exchange after it has woken the one that waits for them, and needs the
+    interpreter for that. Where the cores are busy it can be late, find the interpreter gone, and abort the process
+    (3 of 6 runs did). The threads live on with the group, which torch's caches of shardings keep: no call joins
+    them, so they are given time.
+    """
+    dist.destroy_process_group()
+    time.sleep(0.2)
+
+
+def _device(config: TrainerConfig) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if config.accelerator == "cpu" or (config.accelerator == "auto" and not gpus):
+        return torch.device("cpu")
+    if not gpus:
+        raise TrainingError(
+            "trainer.accelerator=gpu, but torch sees no GPU here. Set trainer.accelerator=cpu"
+        )
+    on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
+    if on_this_node > gpus:
+        raise TrainingError(
+            f"{on_this_node} ranks need a GPU each, but torch sees {gpus} on this node. "
+            f"Set trainer.devices={gpus}, or trainer.accelerator=cpu"
+        )
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device

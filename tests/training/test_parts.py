@@ -1,0 +1,155 @@
+"""The parts of training, each by itself: rates, loss, settings, the safe reader, the log of metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemorun.errors import ConfigError
+from nemorun.llm import DataConfig, GPTConfig, pretrain
+from nemorun.training import LogConfig, OptimConfig, ParallelismConfig, TrainerConfig, TrainingError
+from nemorun.training.checkpoint import SafeReader
+from nemorun.training.loss import IGNORE, cross_entropy_sum
+from nemorun.training.metrics import Metrics
+from nemorun.training.optim import learning_rate
+
+
+def test_the_rate_warms_up_and_follows_its_schedule() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.2, warmup_steps=10)
+    assert [learning_rate(step, config, 110) for step in (1, 5, 10)] == [0.1, 0.5, 1.0]
+    assert learning_rate(60, config, 110) == pytest.approx(0.6)
+    assert learning_rate(110, config, 110) == pytest.approx(0.2)
+    assert learning_rate(500, config, 110) == pytest.approx(0.2)
+    assert learning_rate(500, OptimConfig(lr=1.0, schedule="constant", warmup_steps=0), 110) == 1.0
+
+
+def test_the_loss_sums_valid_tokens_and_is_zero_without_any() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[1, IGNORE, 2], [IGNORE, IGNORE, IGNORE]])
+    log_p = logits.log_softmax(-1)
+    assert cross_entropy_sum(logits, labels) == pytest.approx(float(-log_p[0, 0, 1] - log_p[0, 2, 2]))
+    assert cross_entropy_sum(logits, torch.full((2, 3), IGNORE)) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TrainerConfig(max_steps=0), "max_steps=0 must be at least 1"),
+        (OptimConfig(lr=0.0), "lr=0.0 must be greater than 0"),
+        (OptimConfig(min_lr=1.0), "min_lr=1.0 must be between 0 and lr=0.0003"),
+        (OptimConfig(betas=(0.9, 1.0)), "betas"),
+        (ParallelismConfig(tensor_parallel=2), "tensor_parallel=2 is not there yet"),
+        (DataConfig(global_batch_size=3, micro_batch_size=2), "is not divisible by micro_batch_size=2"),
+        (DataConfig(val_fraction=1.0), "val_fraction=1.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.validate()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parallelism": ParallelismConfig(data_parallel=4)}, "num_nodes=1 x trainer.devices=2 are 2 ranks"),
+        (
+            {"data": DataConfig(global_batch_size=3)},
+            "not divisible by data.micro_batch_size=1 x 2 data-parallel",
+        ),
+        ({"model": GPTConfig(vocab_size=100)}, "must be at least 257"),
+        ({"data": DataConfig(seq_length=9000)}, "longer than model.seq_length=8192"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_at_submission(
+    settings: dict[str, Any], message: str
+) -> None:
+    fitting = {
+        "model": GPTConfig(),
+        "trainer": TrainerConfig(devices=2),
+        "data": DataConfig(),
+        "parallelism": ParallelismConfig(),
+    }
+    with pytest.raises(ConfigError, match=message):
+        pretrain.__nemorun_resources__(**fitting | settings)
+
+
+def test_the_executor_is_asked_for_ranks_and_for_gpus_where_they_are_wanted() -> None:
+    def asked(accelerator: str) -> tuple[int, int, int]:
+        trainer = TrainerConfig(num_nodes=2, devices=4, accelerator=accelerator)
+        found = pretrain.__nemorun_resources__(GPTConfig(), trainer, DataConfig(), ParallelismConfig())
+        return found.nodes, found.ntasks_per_node, found.gpus_per_node
+
+    assert asked("gpu") == (2, 4, 4)
+    assert asked("auto") == asked("cpu") == (2, 4, 0)
+
+
+def test_ranks_that_were_not_started_are_missed() -> None:
+    with pytest.raises(TrainingError, match=r"trainer.devices=2 are 2 ranks, but WORLD_SIZE is 1"):
+        pretrain(GPTConfig(), TrainerConfig(devices=2))
+
+
+def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(ValueError, match=r"mkdir, which no index needs"):
+        SafeReader(tmp_path).read_metadata()
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_metrics_go_to_tensorboard_unless_that_is_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def events(folder: str, wanted: bool | None) -> list[Path]:
+        metrics = Metrics(LogConfig(dir=tmp_path / folder, tensorboard=wanted), step=0)
+        metrics.write(1, loss=2.0)
+        metrics.close()
+        assert json.loads((tmp_path / folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+        return list((tmp_path / folder).glob("tensorboard/events.*"))
+
+    assert events("on", None)
+    assert not events("asked-not", False)
+    monkeypatch.setenv("NEMORUN_TENSORBOARD", "0")
+    assert not events("off", None)
+    assert events("asked", True)
+
+
+def test_without_tensorboard_there_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # what Python does where it is missing
+    Metrics(LogConfig(dir=tmp_path), step=0).close()
+    assert capsys.readouterr().out.count("tensorboard is not installed") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("{", "is not JSON"), ("[]", "must be a JSON object"), ('{"project": "p"}', "wandb is not installed")],
+)
+def test_what_is_wrong_with_wandb_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv("NEMORUN_WANDB", value)
+    with pytest.raises(TrainingError, match=message):
+        Metrics(LogConfig(dir=tmp_path, tensorboard=False), step=0)
+
+
+def test_configurations_and_recipes_import_no_torch() -> None:
+    code = (
+        "import sys, nemorun.llm, nemorun.training, nemorun.recipes;"
+        "from nemorun.llm import pretrain; nemorun.recipes.tiny_llama_pretrain();"
+        "print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
