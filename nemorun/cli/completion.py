@@ -86,7 +86,7 @@ def _fields(recipe: Any) -> Iterator[tuple[str, str]]:
 
 def _executor_fields(name: Any) -> Iterator[tuple[str, str]]:
     from nemorun.config import tree
-    from nemorun.workspace import executor_config
+    from nemorun.executors.configured import executor_config
 
     for row in tree(executor_config(name)):
         yield f"executor.{row.path}=", row.doc

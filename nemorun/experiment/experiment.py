@@ -331,6 +331,6 @@ def _in_sequence(tasks: Sequence[Task]) -> list[Task]:
 
 
 def _default_executor() -> Executor:
-    from nemorun.workspace import executor
+    from nemorun.executors.configured import executor
 
     return executor()

@@ -20,6 +20,7 @@ import yaml
 
 from nemorun.config import dumps
 from nemorun.errors import ConfigError, NemorunError
+from nemorun.executors.configured import as_config
 from nemorun.experiment import store
 from nemorun.experiment.prepare import PreparedTask
 from nemorun.experiment.provenance import facts, git_facts
@@ -27,7 +28,6 @@ from nemorun.experiment.record import EXPERIMENT_FILE, Record, spec_text, submis
 from nemorun.job import JobState, JobStatus, Reason
 from nemorun.packaging import Frozen
 from nemorun.packaging.git import diff
-from nemorun.workspace import as_config
 
 if TYPE_CHECKING:
     from nemorun.executors.base import Executor, Rendered

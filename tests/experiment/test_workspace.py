@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nemorun.errors import ConfigError, DiscoveryError
+from nemorun.executors.configured import as_config, executor, executor_config
 from nemorun.executors.local import LocalExecutor
-from nemorun.workspace import CodeSettings, as_config, executor, executor_config, find_workspace, home
+from nemorun.workspace import CodeSettings, find_workspace, home
 
 
 def settings(folder: Path, text: str) -> Path:
