@@ -188,7 +188,7 @@ def split_executor(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 def make_executor(name: str | None, overrides: Sequence[str], workspace: Workspace) -> Executor:
     """The executor of that name (None: the default one) with the overrides applied and checked."""
     from nemorun.config import apply, validate
-    from nemorun.workspace import executor_config
+    from nemorun.executors.configured import executor_config
 
     config = executor_config(name, workspace)
     chosen = name or workspace.settings.default_executor or "local"
