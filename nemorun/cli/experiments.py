@@ -116,12 +116,18 @@ def diff(left: Id, right: Id, json: Json = False) -> None:
     """Show what differs between two experiments."""
     from nemorun.experiment import diff as difference
 
-    rows = difference(find(left).id, find(right).id)
+    rows = difference(left, right)
     if json:
-        return as_json([{"path": row.path, "left": row.left, "right": row.right} for row in rows])
+        as_json([row._asdict() for row in rows])
+        return
     if not rows:
-        return note("no difference")
-    table(("", left, right), [(row.path, row.left, row.right) for row in rows])
+        note("no difference")
+        return
+    table(("", left, right), [(row.path, _side(row.left), _side(row.right)) for row in rows])
+
+
+def _side(value: str | None) -> str:
+    return "(absent)" if value is None else value
 
 
 def find(text: str) -> Record:

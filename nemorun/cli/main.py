@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -53,9 +54,8 @@ def invoke(argv: Sequence[str]) -> int:
         # The interpreter flushes stdout once more at exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001 - the last stop: a defect is reported, never swallowed
-        _say(_defect(error), debug)
-        return DEFECT
+    except Exception as error:  # noqa: BLE001 - the last stop: what comes here is reported, never swallowed
+        return _report(error, debug)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -99,10 +99,28 @@ def _usage(error: TyperException) -> str:
     return f"{message}{separator}`{context.command_path} --help` lists what there is"
 
 
-def _defect(error: Exception) -> str:
+def _report(error: Exception, debug: bool) -> int:
+    """Say what nobody expected: something of the user's that raised, or a defect of nemorun."""
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-    return (
-        f"internal error: {type(error).__name__}: {error}{where}. This is a defect of nemorun, not of yours: "
-        "run the command again with --debug and report what it prints"
-    )
+    theirs = [frame for frame in frames if not _is_installed(frame.filename)]
+    last = (theirs or frames)[-1]
+    where = f"{type(error).__name__}: {error} (at {last.filename}:{last.lineno} in {last.name})"
+    if theirs:
+        _say(f"{where}; --debug shows the traceback", debug)
+        return MISUSE
+    advice = "This is a defect of nemorun: run the command again with --debug and report what that prints"
+    _say(f"internal error: {where}. {advice}", debug)
+    return DEFECT
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file belongs to Python, to an installed package or to nemorun, and not to the user."""
+    import nemorun
+
+    if file.startswith("<"):  # frozen into the interpreter
+        return True
+    package = Path(nemorun.__file__).parent
+    # executors/ and recipes/ may be links out of the package
+    homes = [Path(os.__file__).parent, package, package / "executors", package / "recipes"]
+    path = Path(file).resolve()
+    return "site-packages" in path.parts or any(path.is_relative_to(home.resolve()) for home in homes)

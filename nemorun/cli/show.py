@@ -80,9 +80,10 @@ def _show_recipe(target: str, overrides: list[str], yaml: bool, json: bool) -> N
             f"'executor.{of_executor[0]}' is no part of a recipe; "
             "`nemorun run … --dry-run` shows what an executor makes of it"
         )
-    task = resolve(target, wanted, find_workspace().root)
+    root = find_workspace().root
+    task = resolve(target, wanted, root)
     if yaml:
-        print(dumps(task), end="")
+        print(dumps(task, code_root=root), end="")
     elif json:
         as_json([_row_data(row) for row in tree(task)])
     else:

@@ -56,7 +56,7 @@ def assemble(request: Request, confirm: Callable[[int], None]) -> Experiment:
         of_task, of_executor = split_executor([*source.overrides, *point])
         tasks.append((source.make(of_task), make_executor(request.executor, of_executor, workspace)))
     plugins = [load_plugin(text, workspace) for text in request.plugins]
-    experiment = Experiment(request.name or to_name(source.name), plugins=plugins)
+    experiment = Experiment(to_name(source.name) if request.name is None else request.name, plugins=plugins)
     for (task, executor), name in zip(tasks, _point_names(points), strict=True):
         experiment.add(
             task,
@@ -85,7 +85,9 @@ def _source(request: Request, workspace: Workspace) -> _Source:
         if request.rest is not None:
             raise NemorunError("--yaml takes no arguments after `--`; change the task with KEY=VALUE")
         path = request.yaml
-        return _Source(path.stem, lambda overrides: _from_yaml(path, overrides), (*words, *request.overrides))
+        return _Source(
+            path.stem, lambda overrides: _from_yaml(path, overrides, workspace), (*words, *request.overrides)
+        )
     if request.recipe is None:
         if not request.rest:
             raise NemorunError(
@@ -99,7 +101,7 @@ def _source(request: Request, workspace: Workspace) -> _Source:
             )
         return _command(request.rest, (request.recipe, *request.overrides))
     path = Path(request.recipe)
-    if (path.suffix in (".py", ".sh") and request.rest is not None) or _is_script(path):
+    if path.suffix == ".sh" or (path.suffix == ".py" and (request.rest is not None or _is_script(path))):
         return _script(path, request.rest or (), request.overrides)
     if request.rest is not None:
         raise NemorunError(
@@ -148,11 +150,9 @@ def _refuse(overrides: Sequence[str], what: str) -> None:
 
 
 def _is_script(path: Path) -> bool:
-    """Whether a file is a plain script: Python without a factory, or no Python. It is read, never run."""
+    """Whether a Python file holds no factory, and so is a plain script. It is read, never run."""
     if not path.is_file():
         return False
-    if path.suffix != ".py":
-        return True
     import ast
 
     try:
@@ -167,14 +167,16 @@ def _is_script(path: Path) -> bool:
     )
 
 
-def _from_yaml(path: Path, overrides: Sequence[str]) -> Any:
-    from nemorun.config import apply, loads
+def _from_yaml(path: Path, overrides: Sequence[str], workspace: Workspace) -> Any:
+    from nemorun.config import Partial, apply, loads
 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--yaml {path} cannot be read: {error}") from error
-    task = loads(text, base=path.absolute().parent)
+    task = loads(text, base=path.absolute().parent, code_root=workspace.root)
+    if not isinstance(task, Partial):
+        raise ConfigError(f"--yaml {path} holds {task!r}; a task is what `nemorun show RECIPE --yaml` prints")
     apply(task, overrides)
     return task
 

@@ -13,12 +13,12 @@ EXPERIMENT_KEYS = {"id", "name", "state", "created_at", "tasks"}
 
 
 @pytest.fixture
-def two(process, workspace):
+def two(cli, workspace):
     """Two experiments, `first` and `second`; returns their IDs, the older one first."""
     for name, n in (("first", 1), ("second", 2)):
-        done = process("run", "jobs.py:work", f"n={n}", "--name", name)
+        done = cli("run", "jobs.py:work", f"n={n}", "--name", name)
         assert done.code == 0, done.err
-    return [experiment["id"] for experiment in reversed(json.loads(process("list", "--json").out))]
+    return [experiment["id"] for experiment in reversed(json.loads(cli("list", "--json").out))]
 
 
 def test_list(cli, two):
@@ -55,12 +55,13 @@ def test_ways_to_name_an_experiment(cli, two):
     assert json.loads(cli("status", "--json").out)["id"] == second
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "cancel", "show", "rerun"])
-@pytest.mark.parametrize("text", ["-3", "-0", "nosuch", "frist"])
-def test_an_unknown_experiment_is_misuse(cli, two, command, text):
-    done = cli(command, text)
-    assert done.code == 2
-    assert text in done.err and "Traceback" not in done.err and "internal error" not in done.err
+def test_an_unknown_experiment_is_misuse(cli, two):
+    for command in ("status", "logs", "cancel", "show", "rerun", "diff"):
+        for text in ("-3", "-0", "nosuch", "frist"):
+            done = cli(command, text, *["-1"] * (command == "diff"))
+            assert done.code == 2, (command, text)
+            assert text in done.err and "Traceback" not in done.err and "internal error" not in done.err
+    assert "'first'" in cli("status", "frist").err
 
 
 def test_status(cli, two):
@@ -85,11 +86,10 @@ def test_logs(cli, two):
     assert cli("logs", "-2", "-f").out.count("worked with n=1") == 1
 
 
-@pytest.mark.parametrize("wrong", [["--rank", "7"], ["--task", "nosuch"]])
-def test_logs_of_what_is_not_there(cli, two, wrong):
-    done = cli("logs", "-1", *wrong)
-    assert done.code == 2
-    assert wrong[1] in done.err and "internal error" not in done.err
+def test_logs_of_what_is_not_there(cli, two):
+    for option, value in (("--rank", "7"), ("--task", "nosuch")):
+        done = cli("logs", "-1", option, value)
+        assert done.code == 2 and value in done.err and "internal error" not in done.err
 
 
 def test_logs_of_one_task_and_rank(process, cli, workspace):

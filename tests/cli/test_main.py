@@ -73,22 +73,32 @@ def test_what_a_user_wrote_is_not_markup(cli, workspace):
     assert "[red]x[/red]" in cli("run", "[red]x[/red]").err
 
 
-def test_a_defect_is_visible(cli, monkeypatch):
+def test_a_defect_is_visible(cli, monkeypatch, tmp_path):
     from nemorun.cli import workspace
 
-    def broken(folder: str = "") -> None:
-        raise ZeroDivisionError("inside [nemorun]")
-
-    monkeypatch.setattr(workspace, "init", broken)
-    done = cli("init")
+    monkeypatch.setattr(workspace, "FILES", {"[red]name": 3})
+    done = cli("init", str(tmp_path))
     assert done.code == 70
-    assert (
-        "ZeroDivisionError: inside [nemorun]" in done.err
-        and "in broken" in done.err
-        and "--debug" in done.err
-    )
-    assert "Traceback" not in done.err
-    assert "Traceback" in cli("init", "--debug").err
+    assert "TypeError: write() argument must be str" in done.err and "in init" in done.err
+    assert "--debug" in done.err and "Traceback" not in done.err
+    assert "Traceback" in cli("init", str(tmp_path / "again"), "--debug").err
+
+
+@pytest.mark.parametrize("where", ["module", "factory", "validate"])
+def test_what_the_users_code_raises_is_the_users(cli, workspace, where):
+    lines = {
+        "module": "1 / 0",
+        "factory": "def work(): ...\n@run.factory\ndef job():\n    return run.Partial(work, n=1 / 0)",
+        "validate": "class A:\n    def validate(self):\n        1 / 0\n"
+        "A = dataclasses.dataclass(A)\ndef work(a: A = A()): ...\n"
+        "@run.factory\ndef job():\n    return run.Partial(work, a=A())",
+    }
+    (workspace / "broken.py").write_text(f"import dataclasses\nimport nemorun as run\n{lines[where]}\n")
+    done = cli("run", "broken.py:job")
+    assert done.code == 2, done.err
+    assert "division by zero" in done.err and "broken.py" in done.err
+    assert "internal error" not in done.err and "Traceback" not in done.err
+    assert "Traceback" in cli("run", "broken.py:job", "--debug").err
 
 
 def test_an_interrupt_is_130(cli, monkeypatch):
