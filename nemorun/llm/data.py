@@ -58,12 +58,12 @@ class TextData:
         self._windows = (len(self._train) - 1) // seq_length
         if self._windows < 1:
             raise TrainingError(
-                f"data.path={config.path} holds {len(self._train)} training tokens, not one sequence of "
+                f"data.path={config.path} holds {len(self._train)} tokens, not one sequence of "
                 f"data.seq_length={seq_length} and the token after it"
             )
 
     def next_step(self) -> list[tuple[Tensor, Tensor]]:
-        """This rank's part of the next global batch: (tokens, labels), each [micro_batch_size, seq_length]."""
+        """This rank's part of the next global batch: tokens and labels, each [micro_batch_size, S]."""
         first = self.samples
         self.samples += self.config.global_batch_size
         return [

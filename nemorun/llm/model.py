@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemorun.llm.config import GPTConfig
+from nemorun.training.model import TrainableModel
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,7 @@ class Block(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class GPTModel(nn.Module):
+class GPTModel(TrainableModel):
     """Tokens [B, S] (int64) -> logits [B, S, V].
 
     The weights that a new model has are those of torch's layers; `nemorun.training.parallel.initialize`
@@ -114,13 +115,11 @@ class GPTModel(nn.Module):
         return self.head(self.norm(x))
 
     def units(self) -> list[nn.Module | list[nn.Module]]:
-        """The parts that are gathered and freed together when the model is sharded, in order of use."""
         # A tied head shares its weight with the embedding, which belongs to the root.
         last: list[nn.Module] = [self.norm] if self.config.tie_embeddings else [self.norm, self.head]
         return [*self.blocks, last]
 
     def init_parameter(self, name: str, weight: Tensor, generator: torch.Generator) -> None:
-        """Write the first values of the whole parameter `name` into `weight`, on any device."""
         if name.endswith("norm.weight"):
             weight.fill_(1.0)
             return

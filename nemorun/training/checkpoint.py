@@ -118,7 +118,7 @@ class Checkpointer:
 
     def _tensors(self, with_random_state: bool = True) -> dict[str, Any]:
         """All that is saved, by name; not hyper-parameters: a resumed run takes its configuration's."""
-        state = {f"model.{k}": v for k, v in get_model_state_dict(self.model).items()}
+        state: dict[str, Any] = {f"model.{k}": v for k, v in get_model_state_dict(self.model).items()}
         moments = get_optimizer_state_dict(self.model, self.optimizer, options=_FLAT)
         state |= {f"optimizer.{k}": v for k, v in moments.items() if k.startswith("state.")}
         if with_random_state:

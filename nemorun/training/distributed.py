@@ -72,10 +72,10 @@ def join(config: TrainerConfig) -> Iterator[Ranks]:
 def _leave() -> None:
     """Destroy the process group, and let gloo's threads come to rest.
 
-    A thread drops the tensors of its last exchange after it has woken the one that waits for them, and needs the
-    interpreter for that. Where the cores are busy it can be late, find the interpreter gone, and abort the process
-    (3 of 6 runs did). The threads live on with the group, which torch's caches of shardings keep: no call joins
-    them, so they are given time.
+    A thread drops the tensors of its last exchange after it has woken the one that waits for them, and needs
+    the interpreter for that. On busy cores it can be late, find the interpreter gone, and abort the process
+    (3 of 6 runs did). After `fully_shard` the threads live on with the group, and no call joins them: so they
+    are given time.
     """
     dist.destroy_process_group()
     time.sleep(0.2)

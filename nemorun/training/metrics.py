@@ -89,7 +89,7 @@ def _wandb(folder: Path) -> Any:
     if not isinstance(arguments, dict):
         raise TrainingError(f"NEMORUN_WANDB={text!r} must be a JSON object: the arguments of wandb.init")
     try:
-        import wandb
+        import wandb  # type: ignore[import-not-found,unused-ignore]  # an extra that is not ours
     except ImportError as error:
         raise TrainingError(
             "Weights & Biases was asked for, but wandb is not installed: pip install wandb"

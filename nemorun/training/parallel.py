@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -16,17 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nemorun.training.config import TrainerConfig
 from nemorun.training.distributed import Ranks
+from nemorun.training.model import TrainableModel
 
 
-class Model(Protocol):
-    """What an `nn.Module` from tokens [B, S] to logits [B, S, V] offers so that it can be trained here."""
-
-    def units(self) -> list[nn.Module | list[nn.Module]]: ...
-
-    def init_parameter(self, name: str, weight: Tensor, generator: torch.Generator) -> None: ...
-
-
-def parallelize(model: nn.Module, config: TrainerConfig, ranks: Ranks) -> nn.Module:
+def parallelize(model: TrainableModel, config: TrainerConfig, ranks: Ranks) -> nn.Module:
     """Divide `model`, made on the meta device, over the ranks and give it its first weights.
 
     fsdp: each unit is gathered for its forward and its backward; its float32 shards stay, and gradients are
@@ -54,7 +46,7 @@ def parallelize(model: nn.Module, config: TrainerConfig, ranks: Ranks) -> nn.Mod
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int) -> None:
+def initialize(model: TrainableModel, seed: int) -> None:
     """Give every parameter its first values: the same for one seed, however the model is divided.
 
     Each parameter has its own random stream, drawn for the whole parameter; a rank keeps its part. A GPU's

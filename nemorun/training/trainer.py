@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemorun.job import EXIT_RESUME
 from nemorun.training.checkpoint import Checkpointer
@@ -21,6 +21,7 @@ from nemorun.training.distributed import Ranks
 from nemorun.training.errors import TrainingError
 from nemorun.training.loss import IGNORE, cross_entropy_sum
 from nemorun.training.metrics import Metrics, results_folder
+from nemorun.training.model import TrainableModel
 from nemorun.training.optim import build_optimizer, clip_gradients, learning_rate
 from nemorun.training.parallel import accumulation, autocast, parallelize
 from nemorun.training.progress import Clock, say, step_line
@@ -65,7 +66,7 @@ class Trainer:
         """Tokens trained on so far, over all ranks and attempts."""
         self._told_to_stop = False
 
-    def fit(self, model: nn.Module, batches: Batches) -> dict[str, float]:
+    def fit(self, model: TrainableModel, batches: Batches) -> dict[str, float]:
         """Train `model`, made on the meta device, from its newest checkpoint (else from the seed) to the end.
 
         Returns the last metrics: `loss`, `val_loss` where there is one, and others. The model is then in

@@ -56,7 +56,9 @@ def test_labels_are_the_tokens_that_follow_and_an_epoch_takes_each_window_once(c
     train = text(make_cache(config), "train.bin")
     windows = (len(train) - 1) // 10
     steps = 3 * windows // 4  # three epochs
-    samples = [sample for _ in range(steps) for t, l in data.next_step() for sample in zip(t, l, strict=True)]
+    samples = [
+        sample for _ in range(steps) for batch in data.next_step() for sample in zip(*batch, strict=True)
+    ]
     seen = [tuple(t.tolist()) for t, _ in samples]
     for tokens, labels in samples:
         assert torch.equal(tokens[1:], labels[:-1])

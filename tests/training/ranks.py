@@ -28,7 +28,7 @@ MODEL = {
 def start(
     folder: Path, ranks: int, fault: dict[str, int] | None = None, **settings: Any
 ) -> list[subprocess.Popen]:
-    """Start ranks of a tiny run with its results in `folder`; `trainer={"max_steps": 3}` and so on set fields."""
+    """Start ranks of a tiny run, its results in `folder`; `trainer={"max_steps": 3}` and so on set fields."""
     settings.setdefault("trainer", {}).setdefault("devices", ranks)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
