@@ -54,7 +54,8 @@ class _Rerun(Experiment):
             raise ConfigError(
                 "a rerun keeps the order that was recorded; 'sequential' is for new experiments"
             )
-        if self._resume and not (old.refresh() or old.state.ended) and not old.state.ended:
+        old.refresh()
+        if self._resume and not old.state.ended:
             raise ConfigError(
                 f"{old.id} has not ended, so nothing can go on from its results; cancel it first"
             )

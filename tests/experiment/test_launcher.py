@@ -1,0 +1,104 @@
+"""The launcher dies, is interrupted or is terminated at any moment: the record stays true and nothing starts twice."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nemorun.experiment import records
+from nemorun.experiment.record import submission_lock
+from nemorun.job import JobState, Reason
+
+SCRIPT = """
+import nemorun as run
+from jobs import {task}
+experiment = run.Experiment("launched", executor=run.LocalExecutor(grace_period=1))
+experiment.add({task})
+experiment.run()
+"""
+
+
+def launcher(folder: Path, task: str) -> subprocess.Popen[bytes]:
+    (folder / "launch.py").write_text(SCRIPT.format(task=task))
+    return subprocess.Popen(
+        [sys.executable, "launch.py"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.01)
+
+
+def test_killed_at_any_moment(folder: Path) -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    rounds = 15
+    for _ in range(rounds):
+        process = launcher(folder, "note")
+        try:
+            process.wait(dice.uniform(0, 0.8))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    found = records()
+    until(lambda: all(record.state.ended or (not record.refresh() and record.state.ended) for record in found))
+    starts = len((folder / "ran.txt").read_text().splitlines()) if (folder / "ran.txt").exists() else 0
+    succeeded = sum(record.state is JobState.SUCCEEDED for record in found)
+    never = sum(record.statuses["note"].reason is Reason.NOT_SUBMITTED for record in found)
+    assert starts == succeeded, "each that ran, ran once, and is known"
+    assert succeeded + never == len(found) <= rounds
+
+
+def test_nobody_judges_a_submission_that_is_under_way(folder: Path) -> None:
+    process = launcher(folder, "note")
+    assert process.wait(60) == 0
+    (record,) = records()
+    with submission_lock(record.folder, wait=True):
+        record.statuses["note"] = record.statuses["note"].__class__(JobState.PENDING)
+        assert not record.refresh() and record.state is JobState.PENDING
+    assert record.refresh() or record.state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -15), (signal.SIGINT, -2)])
+def test_an_interrupted_launcher_cancels(folder: Path, number: int, code: int) -> None:
+    process = launcher(folder, "hang")
+    until((folder / "ran.txt").exists)
+    os.kill(process.pid, number)
+    assert process.wait(30) == code
+    (record,) = records()
+    assert record.state is JobState.CANCELLED
+
+
+def test_a_refused_submission_is_recorded_as_such(folder: Path, nemorun_home: Path) -> None:
+    """The second executor refuses; the first one's task is cancelled."""
+    (folder / "launch.py").write_text(
+        "from dataclasses import dataclass\nimport nemorun as run\nfrom nemorun.errors import SubmitError\n"
+        "from jobs import hang, note\n\n"
+        "@dataclass\nclass Refusing(run.LocalExecutor):\n"
+        "    def submit(self, rendered, secrets):\n        raise SubmitError('no room for you')\n\n"
+        "if __name__ == '__main__':\n"
+        "    experiment = run.Experiment('two')\n"
+        "    experiment.add(hang, executor=run.LocalExecutor(grace_period=1))\n"
+        "    experiment.add(note, executor=Refusing())\n"
+        "    experiment.run()\n"
+    )
+    done = subprocess.run([sys.executable, "launch.py"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "no room for you" in done.stderr
+    (record,) = records(refresh=False)
+    assert record.statuses["note"].reason is Reason.NOT_SUBMITTED
+    record.refresh()
+    assert record.statuses["hang"].state is JobState.CANCELLED
