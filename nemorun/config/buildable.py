@@ -45,9 +45,7 @@ class Buildable(Generic[T]):
         check_name(self, name)
         value = peek(self, name)
         if value is MISSING:
-            raise UnknownArgument(
-                f"argument '{name}' of {name_of(self.__fn_or_cls__)} is not set and has no default"
-            )
+            raise UnknownArgument(f"'{name}' of {name_of(self.__fn_or_cls__)} is not set and has no default")
         if isinstance(value, (Buildable, list, dict, set, tuple)):
             self.__arguments__[name] = value  # so that what is written into a default stays
         return value
@@ -69,9 +67,7 @@ class Buildable(Generic[T]):
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(f"{name} cannot be changed")
         if hasattr(type(self), name):
-            raise ConfigError(
-                f"{type(self).__name__} has a method '{name}': write x['{name}'] = … for the argument"
-            )
+            raise ConfigError(f"'{name}' is a method here; the argument is written x['{name}'] = …")
         self[name] = value
 
     def __delattr__(self, name: str) -> None:
@@ -167,6 +163,15 @@ def stored(value: Any) -> Any:
             raise ConfigError("a set cannot hold dataclasses or configurations: use a list or a tuple")
         return type(value)(value)
     return value
+
+
+def is_key(value: Any) -> bool:
+    """Whether the value can be a key of a dictionary."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _config_of(instance: Any) -> Config[Any]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from nemorun.config.buildable import Buildable, Config, Partial, stored
+from nemorun.config.buildable import Buildable, Config, Partial, is_key, stored
 from nemorun.config.references import Referrer, find
 from nemorun.config.signature import name_of
 from nemorun.errors import ConfigError
@@ -131,18 +131,14 @@ class _Encoder:
     def _string(self, value: str, tag: str = _STR) -> yaml.ScalarNode:
         if not value.isascii() and not value.isprintable():
             # Surrogates (from undecodable file names) and the like have no form that every parser reads.
-            return yaml.ScalarNode(
-                "!escaped" if tag == _STR else "!escaped-path", value.encode("unicode_escape").decode("ascii")
-            )
+            escaped = value.encode("unicode_escape").decode("ascii")
+            return yaml.ScalarNode("!escaped" if tag == _STR else "!escaped-path", escaped)
         return yaml.ScalarNode(tag, value, style="|" if "\n" in value else None)
 
     def _buildable(self, value: Buildable[Any], path: str) -> yaml.Node:
-        pairs: list[tuple[yaml.Node, yaml.Node]] = [
-            (
-                _text(TARGET),
-                _text(self.referrer.refer(value.__fn_or_cls__, path or name_of(value.__fn_or_cls__))),
-            )
-        ]
+        target = value.__fn_or_cls__
+        reference = self.referrer.refer(target, path or name_of(target))
+        pairs: list[tuple[yaml.Node, yaml.Node]] = [(_text(TARGET), _text(reference))]
         if isinstance(value, Partial):
             pairs.append((_text(PARTIAL), self.plain.represent_data(True)))
         for name, one in value.__arguments__.items():
@@ -181,20 +177,20 @@ class _Decoder:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag == "!path":
             return Path(node.value)
-        if node.tag in ("!escaped", "!escaped-path"):
-            text = node.value.encode("ascii").decode("unicode_escape")
-            return text if node.tag == "!escaped" else Path(text)
         if node.tag == "!fn":
             return self._find(node.value, node)
         if node.tag == "!enum":
             return self._member(node)
         if node.tag == _STR:
             return node.value
-        if node.tag in {_BINARY, *(tag for tag, _, _ in _RESOLVERS)}:
-            try:
+        try:
+            if node.tag in ("!escaped", "!escaped-path"):
+                text = node.value.encode("ascii").decode("unicode_escape")
+                return text if node.tag == "!escaped" else Path(text)
+            if node.tag in {_BINARY, *(tag for tag, _, _ in _RESOLVERS)}:
                 return self.plain.construct_object(node)
-            except (ValueError, yaml.YAMLError) as error:
-                raise ConfigError(f"{_place(node)}: {error}") from error
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{_place(node)}: {error}") from error
         raise ConfigError(f"{_place(node)}: unknown tag {node.tag}")
 
     def _member(self, node: yaml.ScalarNode) -> Any:
@@ -203,7 +199,7 @@ class _Decoder:
         if not (isinstance(kind, type) and issubclass(kind, Enum)):
             raise ConfigError(f"{_place(node)}: {reference} is not an enum")
         try:
-            members = [kind[name] for name in names.split("|") if name]
+            members = [kind[name] for name in names.split("|") if name or not issubclass(kind, Flag)]
         except KeyError as error:
             raise ConfigError(f"{_place(node)}: {reference} has no member {error}") from error
         if issubclass(kind, Flag):
@@ -217,7 +213,7 @@ class _Decoder:
         result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = self.value(key_node)
-            if isinstance(key, (list, dict, set, Buildable)):
+            if not is_key(key):
                 raise ConfigError(f"{_place(key_node)}: {key!r} cannot be a key")
             if key in result:
                 raise ConfigError(f"{_place(key_node)}: the key {key!r} stands here twice")

@@ -66,12 +66,8 @@ class _Freezer:
             self.imports.add(f"import {value.__name__} as {name}")
             return
         own, module = getattr(value, "__qualname__", None), getattr(value, "__module__", None)
-        if (
-            own
-            and module == "__main__"
-            and own.isidentifier()
-            and (inspect.isfunction(value) or isinstance(value, type))
-        ):
+        written_here = module == "__main__" and (inspect.isfunction(value) or isinstance(value, type))
+        if written_here and own and own.isidentifier():
             self.define(value)
             if own != name:
                 self._seen.add(name)
@@ -94,21 +90,21 @@ def _source_of(thing: Any) -> str:
         return textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError):
         # Python looks for a class in its module's file, which a notebook has not: its cells are in the cache.
-        for text in (_definition(thing, *entry) for entry in reversed(list(linecache.cache.items()))):
-            if text:
+        for file, entry in reversed(list(linecache.cache.items())):
+            if len(entry) == 4 and (text := _class_in_cell(thing, file, entry[2])):
                 return text
     raise ConfigError(f"the source of {name_of(thing)} is nowhere to be read: write it into a file")
 
 
-def _definition(thing: Any, file: str, entry: Any) -> str | None:
-    if (
-        not isinstance(thing, type)
-        or (not file.startswith("<") and "ipykernel" not in file)
-        or len(entry) < 3
-    ):
+def _class_in_cell(thing: Any, file: str, lines: list[str]) -> str | None:
+    """The text of a class at the top of a notebook's cell or of what was typed at the prompt."""
+    if not isinstance(thing, type) or not (file.startswith("<") or "ipykernel" in file):
         return None
-    lines = entry[2]
-    for statement in ast.parse("".join(lines)).body:
+    try:
+        statements = ast.parse("".join(lines)).body
+    except SyntaxError:
+        return None
+    for statement in statements:
         if isinstance(statement, ast.ClassDef) and statement.name == thing.__name__:
             first = min([statement.lineno, *(one.lineno for one in statement.decorator_list)])
             return "".join(lines[first - 1 : statement.end_lineno])

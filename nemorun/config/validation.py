@@ -105,9 +105,9 @@ def _obvious(value: Any, annotation: Any) -> bool:
         return any(type(value) is type(one) and value == one for one in typing.get_args(annotation))
     if isinstance(value, Buildable):
         return fits(value, annotation)
-    return (
-        isinstance(value, (Enum, PurePath)) and isinstance(annotation, type) and isinstance(value, annotation)
-    )
+    if isinstance(value, (Enum, PurePath)):
+        return isinstance(annotation, type) and isinstance(value, annotation)
+    return False
 
 
 def _strict(annotation: Any) -> Any:
@@ -148,30 +148,26 @@ def _check(annotation: Any, value: Any, handler: Any) -> Any:
         if fits(value, annotation):
             return value
         raise wrong(expected)
-    if (
-        isinstance(annotation, type)
-        and issubclass(annotation, Enum)
-        and not isinstance(value, (annotation, bool))
-    ):
-        member = enum_member(annotation, value)
-        if member is None:
-            raise wrong(f"{expected}; one of {', '.join(repr(one.value) for one in annotation)}")
-        return member
     kind = typing.get_origin(annotation) or annotation
+    if isinstance(kind, type) and issubclass(kind, Enum) and not isinstance(value, kind):
+        member = enum_member(kind, value)
+        if member is None:
+            raise wrong(f"{expected}; one of {', '.join(repr(one.value) for one in kind)}")
+        return member
     if kind is Literal and not _obvious(value, annotation):  # pydantic takes True for Literal[1]
         raise wrong(expected)
-    if (kind in _SEQUENCES and isinstance(value, (set, frozenset))) or not _is_instance(
-        kind, annotation, value
-    ):
-        raise wrong(expected)  # a set has no order that a list could keep
+    if kind in _SEQUENCES and isinstance(value, (set, frozenset)):  # it has no order that a list could keep
+        raise wrong(expected)
+    if not _is_instance(kind, annotation, value):
+        raise wrong(expected)
     try:
         return handler(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["type"] == "type" and not is_union(annotation):  # a part's: its own message and place
+            raise
         if kind is Annotated:
             raise wrong(f"{value!r} is not allowed: {first['msg']}") from None
-        if first["type"] == "type" and not is_union(annotation):  # an item's: its own message and place
-            raise
         raise wrong(expected) from None
 
 

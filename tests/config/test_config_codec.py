@@ -151,6 +151,9 @@ def test_written_by_hand_as_yaml_1_2() -> None:
         ("!enum config_samples.Color.GREEN", "has no member 'GREEN'"),
         ("!enum config_samples.Model.x", "is not an enum"),
         ("[1]: 2", "cannot be a key"),
+        ("? !tuple [[1]]\n: 2", "cannot be a key"),
+        ("!escaped ä", "line 1, column 1"),
+        ("!enum config_samples.Color.", "has no member ''"),
         ("!!int x", "line 1"),
     ],
 )

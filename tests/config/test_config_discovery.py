@@ -12,7 +12,7 @@ from config_samples import Lora, Model, big_model, tiny, train
 
 import nemorun as run
 import nemorun.recipes
-from nemorun.config import available, call_factory, dumps, find, loads, resolve
+from nemorun.config import available, call_factory, dumps, find, loads, packages, resolve
 from nemorun.errors import ConfigError, DiscoveryError, OverrideError
 
 RECIPE = '''
@@ -90,6 +90,7 @@ def test_two_of_one_name_are_an_error_that_names_both(workspace: Path) -> None:
 
 def test_the_bundled_folder_as_a_workspace_counts_once() -> None:
     root = Path(nemorun.recipes.__path__[0]).resolve().parent
+    assert packages.workspace_package(root) is None, "its modules are not imported under a second name"
     assert names(root) == names(None)
 
 
@@ -160,13 +161,13 @@ def test_entry_points_are_found(workspace: Path, tmp_path: Path) -> None:
     (site / "acme-1.0.dist-info").mkdir(parents=True)
     (site / "acme-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
     (site / "acme-1.0.dist-info" / "entry_points.txt").write_text(
-        "[nemorun.recipes]\nacme = loose_acme\nacme_other = loose_acme:second\n"
+        "[nemorun.recipes]\nacme = loose_acme\nfirst = loose_acme:first\nacme_other = loose_acme:second\n"
     )
     source = RECIPE.replace("from . import shared", "")
     (site / "loose_acme.py").write_text(source.format(name="first") + source.format(name="second"))
     sys.path.insert(0, str(site))
     assert {"first", "second", "acme_other"} <= set(names(None))
-    assert find("first").origin == site / "loose_acme.py"
+    assert find("first").origin == site / "loose_acme.py", "reached in two ways, it counts once"
 
 
 # Calls

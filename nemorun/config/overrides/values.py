@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Hashable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, Literal
 
-from nemorun.config.buildable import Buildable, Config, Partial, check_name, stored
+from nemorun.config.buildable import Buildable, Config, Partial, check_name, is_key, stored
 from nemorun.config.factories import factory_name
 from nemorun.config.overrides import files
 from nemorun.config.overrides.grammar import literal, split, split_call, unquoted
@@ -112,7 +112,7 @@ class Reader:
         result: dict[Any, Any] = {}
         for key_text, value in _pairs(text, annotation):
             key = self.read(key_text, key_type)
-            if not isinstance(key, Hashable):
+            if not is_key(key):
                 raise OverrideError(f"{key_text!r} cannot be a key")
             result[key] = self.read(value, value_type)
         return result
