@@ -37,7 +37,7 @@ def nemorun_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """After the last test, no process lives that has one of the tests' homes in its environment (Linux only)."""
+    """After the last test, no process lives that has one of the tests' homes in its environment (Linux)."""
     yield
     marker = f"NEMORUN_HOME={tmp_path_factory.getbasetemp()}{os.sep}".encode()
     deadline = time.monotonic() + 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from nemorun.config import Partial, apply, dumps, loads, resources_of, validate
+from nemorun.config.buildable import UnknownArgument, check_name
 from nemorun.config.views import Difference
 from nemorun.errors import ConfigError, DiscoveryError, OverrideError
 from nemorun.experiment.experiment import Experiment
@@ -27,7 +29,7 @@ def rerun(text: str, overrides: Sequence[str] = (), *, resume: bool = False) -> 
 
     Args:
         text: ID, name or `-N`
-        overrides: applied to every task that is a function; `executor.field=value` to every executor
+        overrides: applied to every task that takes them; `executor.field=value` to every executor
         resume: the tasks go on in the old results folders, from their last checkpoint
     """
     return _Rerun(Record.find(text), tuple(overrides), resume)
@@ -59,15 +61,15 @@ class _Rerun(Experiment):
             raise ConfigError(
                 f"{old.id} has not ended, so nothing can go on from its results; cancel it first"
             )
-        if self._task_overrides and not any(spec.task for spec in old.specs.values()):
-            raise OverrideError(
-                f"'{self._task_overrides[0]}' does not apply: {old.id} runs no functions, only commands"
-            )
         kept = ("seed", "git_commit", "tensorboard", "wandb", "code")
         details = {"rerun_of": old.id, "resumed": self._resume, "overrides": self._all_overrides()}
         patch = old.folder / "git.diff"
+        self._unused = set(self._task_overrides)
+        tasks = [self._again(name) for name in old.statuses]
+        if self._unused:
+            raise OverrideError(f"'{min(self._unused)}' does not apply: no task of {old.id} takes it")
         return {
-            "tasks": [self._again(name) for name in old.statuses],
+            "tasks": tasks,
             "details": {**{key: facts.get(key) for key in kept}, **details},
             "config": facts.get("config"),
             "files": {"git.diff": patch.read_text()} if patch.exists() else {},
@@ -106,7 +108,9 @@ class _Rerun(Experiment):
             if code and str(code) not in sys.path:
                 sys.path.insert(0, str(code))
             changed: Partial[Any] = loads(task.yaml, base=run_dir, code_root=code)
-            apply(changed, self._task_overrides)
+            wanted = [text for text in self._task_overrides if self._is_for(changed, text)]
+            self._unused -= set(wanted)
+            apply(changed, wanted)
             validate(changed)
             partial = changed
             # a notebook's source was found in the old run's folder, and goes into the new one
@@ -117,6 +121,17 @@ class _Rerun(Experiment):
             env={**task.spec.env, **task.executor.env_vars},
             retries=task.executor.retries if "retries" in self._fields() else task.spec.retries,
         )
+
+    def _is_for(self, task: Partial[Any], override: str) -> bool:
+        """Does the task take it? The only function of a record gets all, and says what is wrong with one."""
+        name = re.match(r"\w+", override)
+        if name is None or sum(spec.task is not None for spec in self._old.specs.values()) == 1:
+            return True
+        try:
+            check_name(task, name[0])
+        except UnknownArgument:
+            return False
+        return True
 
     def _fields(self) -> set[str]:
         return {text.partition("=")[0].rstrip("+-*/|&") for text in self._executor_overrides}

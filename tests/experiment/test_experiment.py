@@ -91,7 +91,7 @@ def test_detached_runs_go_on_and_can_be_taken_up_again(folder: Path, jobs: Modul
     again = run.Experiment.from_id(experiment.id[:5])
     assert again.wait().value == 42
     assert run.Experiment.from_name("later").status()["double"].state is JobState.SUCCEEDED
-    with pytest.raises(DiscoveryError, match="no task 'doble'.*did you mean 'double'"):
+    with pytest.raises(DiscoveryError, match=r"no task 'doble'.*did you mean 'double'"):
         again.logs("doble")
 
 
@@ -111,7 +111,7 @@ def test_cancelling_one_task_leaves_the_others(folder: Path, jobs: ModuleType) -
     experiment.add(Partial(jobs.double))
     experiment.run(detach=True)
     experiment.cancel("hang")
-    with pytest.raises(TaskFailed, match="task 'hang'.*cancelled"):
+    with pytest.raises(TaskFailed, match=r"task 'hang'.*cancelled"):
         experiment.wait()
     assert {name: s.state.value for name, s in experiment.status().items()} == {
         "hang": "CANCELLED",
@@ -144,7 +144,7 @@ def test_sequential_is_a_dependency(folder: Path, jobs: ModuleType) -> None:
     experiment.add(Partial(jobs.boom))
     experiment.add(Partial(jobs.note))
     experiment.add(Partial(jobs.note))
-    with pytest.raises(TaskFailed, match="task 'boom'.*2 more did not succeed"):
+    with pytest.raises(TaskFailed, match=r"task 'boom'.*2 more did not succeed"):
         experiment.run(sequential=True)
     assert lines(folder / "ran.txt") == ["boom"]
     assert experiment.status()["note-2"].reason is Reason.DEPENDENCY_FAILED
@@ -159,7 +159,7 @@ def test_impossible_graphs_are_refused(jobs: ModuleType, folder: Path) -> None:
     circle = run.Experiment("circle", executor=local())
     circle.add(Partial(jobs.note), name="a", dependencies=["b"])
     circle.add(Partial(jobs.note), name="b", dependencies=["a"])
-    with pytest.raises(ConfigError, match="in a circle: . → . → ."):
+    with pytest.raises(ConfigError, match=r"in a circle: . → . → ."):
         circle.run()
     apart = run.Experiment("apart")
     apart.add(Partial(jobs.note), name="a", executor=local(time="1:00"))
@@ -350,7 +350,8 @@ def test_secrets_reach_the_task_and_no_file(
     jobs: ModuleType, nemorun_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_WORD", "hunter2-word")
-    check = "import os; assert (os.environ['MY_WORD'] + os.environ['MY_TOKEN'])[::-1] == 'nevig-2retnuhdrow-2retnuh'"
+    words = "e['MY_WORD'] + e['MY_TOKEN']"
+    check = f"from os import environ as e; assert ({words})[::-1] == 'nevig-2retnuhdrow-2retnuh'"
     value = run.run(
         run.Command([PYTHON, "-c", check]),
         executor=local(),
@@ -425,7 +426,7 @@ def test_imports_in_the_task_come_from_the_frozen_code(folder: Path, nemorun_hom
     subprocess.run(["git", "init", "-q"], check=True)
     for name, text in {
         "src/library.py": "",
-        "scripts/helper.py": "import library\ndef where():\n    import library\n    return [__file__, library.__file__]\n",
+        "scripts/helper.py": "import library\ndef where():\n    return [__file__, library.__file__]\n",
         "scripts/launch.py": "import nemorun as run\nimport helper\nprint(run.run(helper.where).value)\n",
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ CELLS = [
     "print('value', result.value)",
     "FACTOR['x'] = 100\nprint('again', run.Experiment.from_id(result.id).wait().value)",
     "from nemorun.experiment import rerun\nprint('rerun', rerun(result.id, ['n=5']).run().value)",
-    "try:\n    run.run(run.Partial(work, n='x'))\nexcept run.NemorunError as error:\n    print('refused', error)",
+    "try:\n    run.run(run.Partial(work, n='x'))\nexcept run.NemorunError as e:\n    print('refused', e)",
 ]
 
 

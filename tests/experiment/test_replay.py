@@ -48,6 +48,17 @@ def test_overrides_change_the_task_and_the_executor(jobs: ModuleType) -> None:
         rerun(command.id, ["n=1"]).run()
 
 
+def test_an_override_changes_the_tasks_that_take_it(jobs: ModuleType) -> None:
+    experiment = run.Experiment("two", executor=LocalExecutor())
+    experiment.add(Partial(jobs.double, n=1))
+    experiment.add(Partial(jobs.note, word="a"))
+    experiment.run()
+    result = rerun(experiment.id, ["n=5"]).run()
+    assert result.tasks["double"].value == 10
+    with pytest.raises(OverrideError, match=r"'m=5' does not apply: no task of \w+ takes it"):
+        rerun(experiment.id, ["n=5", "m=5"]).run()
+
+
 def test_resuming_goes_on_in_the_old_results(jobs: ModuleType) -> None:
     old = run.run(jobs.count)
     assert rerun(old.id).run().value == 1

@@ -69,7 +69,7 @@ def test_a_newer_store_is_not_touched(nemorun_home: Path) -> None:
     add("abcdefgh")
     with sqlite3.connect(nemorun_home / "nemorun.db") as db:
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(StoreError, match="newer nemorun.*upgrade"):
+    with pytest.raises(StoreError, match=r"newer nemorun.*upgrade"):
         store.entries()
 
 
