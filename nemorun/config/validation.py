@@ -120,7 +120,8 @@ def _strict(annotation: Any) -> Any:
     if is_union(annotation):
         inner = typing.Union[tuple(_strict(one) for one in arguments)]  # noqa: UP007 # made at run time
     elif origin is Annotated:
-        inner = typing.cast(Any, Annotated)[(_strict(arguments[0]), *annotation.__metadata__)]
+        parts = (_strict(arguments[0]), *annotation.__metadata__)
+        inner = typing.cast(Any, Annotated)[parts]
     elif origin in _CONTAINERS:
         inner = origin[tuple(one if one is Ellipsis else _strict(one) for one in arguments)]
     elif annotation in _SCALARS:
