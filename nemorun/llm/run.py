@@ -28,15 +28,16 @@ def train(
 ) -> dict[str, float]:
     """See `nemorun.llm.pretrain`, which has checked these."""
     seq_length = data.seq_length or model.seq_length
+    training = Trainer(trainer, optim, checkpoint, log, ranks)
     if ranks.first:
         say(
             f"{model.num_parameters() / 1e6:,.1f} M parameters on {ranks.world_size} x {ranks.device.type}, "
-            f"{trainer.strategy}, {trainer.precision}, {data.global_batch_size} x {seq_length} tokens a step"
+            f"{trainer.strategy}, {training.config.precision}, "
+            f"{data.global_batch_size} x {seq_length} tokens a step"
         )
     batches = TextData(data, seq_length, ranks)
     with torch.device("meta"):
         gpt = GPTModel(model)
-    training = Trainer(trainer, optim, checkpoint, log, ranks)
     result = training.fit(gpt, batches)
     if sample is not None:
         text = generate(

@@ -73,15 +73,13 @@ class Checkpointer:
         Raises TrainingError, on every rank, where any of them could not write; older checkpoints stay.
         """
         final = self.folder / f"step-{step:08d}"
-        if final.exists():
-            return final
         partial = final.with_name(final.name + ".tmp")
         problem: BaseException | None = None
         try:
             # Each rank's file and the index, which is written last, are synced to disk.
             dcp.save(self._tensors(), storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
             if self.ranks.first:
-                _publish(partial, final, {"step": step, "world_size": self.ranks.world_size, **state})
+                _publish(partial, final, {"step": step, "ranks": self._kind(), **state})
         except (CheckpointException, OSError) as error:
             problem = error
         if not self.ranks.all(problem is None):
@@ -106,7 +104,7 @@ class Checkpointer:
         latest = found[-1]
         try:
             state = json.loads((latest / "state.json").read_text())
-            tensors = self._tensors(with_random_state=state["world_size"] == self.ranks.world_size)
+            tensors = self._tensors(with_random_state=state["ranks"] == self._kind())
             dcp.load(tensors, storage_reader=SafeReader(latest))
         except (CheckpointException, OSError, ValueError, KeyError) as error:
             raise TrainingError(
@@ -115,6 +113,10 @@ class Checkpointer:
             ) from error
         self._take(tensors)
         return state
+
+    def _kind(self) -> str:
+        """Ranks of the same kind have the same random states."""
+        return f"{self.ranks.world_size} x {self.ranks.device.type}"
 
     def _tensors(self, with_random_state: bool = True) -> dict[str, Any]:
         """All that is saved, by name; not hyper-parameters: a resumed run takes its configuration's."""

@@ -18,8 +18,9 @@ class TrainerConfig:
 
     max_steps: int = 1000
     """Optimizer steps of the whole run; a resumed run counts on."""
-    precision: Literal["bf16-mixed", "fp32"] = "bf16-mixed"
-    """bf16-mixed computes in bfloat16 and keeps weights, gradient sums and the optimizer in float32."""
+    precision: Literal["bf16-mixed", "fp32", "auto"] = "bf16-mixed"
+    """bf16-mixed computes in bfloat16 and keeps weights, gradient sums and the optimizer in float32.
+    auto: bf16-mixed on GPUs and on CPUs that multiply bfloat16, else fp32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: a GPU for each rank where torch sees any, else the CPU. gpu also asks the executor for GPUs."""
     devices: int = 1

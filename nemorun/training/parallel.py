@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,6 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 from nemorun.training.config import TrainerConfig
 from nemorun.training.distributed import Ranks
 from nemorun.training.model import TrainableModel
+
+
+def settle_precision(config: TrainerConfig, ranks: Ranks) -> TrainerConfig:
+    """`config` with precision "auto" replaced by what suits the device; ranks must be of one kind."""
+    if config.precision != "auto":
+        return config
+    cpu_info = Path("/proc/cpuinfo")
+    flags = cpu_info.read_text().split() if cpu_info.exists() else []
+    quick = ranks.device.type == "cuda" or "avx512_bf16" in flags or "amx_bf16" in flags
+    return replace(config, precision="bf16-mixed" if quick else "fp32")
 
 
 def parallelize(model: TrainableModel, config: TrainerConfig, ranks: Ranks) -> nn.Module:

@@ -23,7 +23,7 @@ from nemorun.training.loss import IGNORE, cross_entropy_sum
 from nemorun.training.metrics import Metrics, results_folder
 from nemorun.training.model import TrainableModel
 from nemorun.training.optim import build_optimizer, clip_gradients, learning_rate
-from nemorun.training.parallel import accumulation, autocast, parallelize
+from nemorun.training.parallel import accumulation, autocast, parallelize, settle_precision
 from nemorun.training.progress import Clock, say, step_line
 
 
@@ -56,7 +56,7 @@ class Trainer:
         log: LogConfig,
         ranks: Ranks,
     ) -> None:
-        self.config = config
+        self.config = settle_precision(config, ranks)
         self.optim = optim
         self.checkpoint = checkpoint
         self.log = log
@@ -98,6 +98,7 @@ class Trainer:
             self._say(f"nothing left to train: step {self.step} of {end} is done")
             return self._validate(batches)
         clock = Clock(self.step, self.tokens)
+        values: dict[str, float] = {}
         while True:
             result = self._train_step(batches)
             done = self.step == end
