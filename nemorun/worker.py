@@ -90,7 +90,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 def _is_ours(file: Path) -> bool:
-    return file == Path(__file__) or _OUR_FOLDER / "config" in file.parents or "<frozen" in str(file)
+    return file == Path(__file__) or _OUR_FOLDER / "config" in file.parents or "runpy" in file.name
 
 
 def _write(name: str, text: str) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Bench:
         self.folder = folder
         self.executor = LocalExecutor(**{"grace_period": 2.0, "backoff": 0.01, **fields})
         self.jobs: list[JobSpec] = []
+        #: Unique: test runs at the same time must not find each other's processes by their tokens.
+        self.id = f"t{uuid.uuid4().hex}"
 
     def add(
         self, name: str = "task", python: str | None = None, yaml: str | None = None, **fields: Any
@@ -63,7 +66,7 @@ class Bench:
             (run_dir / "task.yaml").write_text(yaml, encoding="utf-8")
             fields["task"] = str(run_dir / "task.yaml")
         fields = {"resources": Resources(), "cwd": str(self.folder), **fields}
-        job = JobSpec(name=name, token=f"{self.folder.name}.{name}", run_dir=str(run_dir), **fields)
+        job = JobSpec(name=name, token=f"{self.id}.{name}", run_dir=str(run_dir), **fields)
         self.jobs.append(job)
         return self.ref(name)
 

@@ -17,7 +17,7 @@ from .conftest import Bench, text_in, wait_until
 
 HOLD = (
     "import os, pathlib, time\n"
-    "name = os.environ['NEMORUN_EXPERIMENT'] + os.environ['NEMORUN_TASK']\n"
+    "name = os.path.basename(os.getcwd()) + os.environ['NEMORUN_TASK']\n"
     "pathlib.Path('..', 'gpus-' + name).write_text(os.environ['CUDA_VISIBLE_DEVICES'] + '\\n')\n"
     "while not pathlib.Path('..', 'go-' + name).exists(): time.sleep(0.01)\n"
 )

@@ -32,7 +32,7 @@ def test_a_plain_task_is_one_process_without_ranks(bench: Bench) -> None:
     assert status.started_at and status.ended_at and status.started_at <= status.ended_at
     env = environment(bench)
     assert "RANK" not in env and "MASTER_ADDR" not in env and "NEMORUN_LIFELINE" not in env
-    assert env["NEMORUN_EXPERIMENT"] == "bench" and env["NEMORUN_TASK"] == "task"
+    assert env["NEMORUN_EXPERIMENT"] == bench.id and env["NEMORUN_TASK"] == "task"
     assert env["NEMORUN_RUN_DIR"] == bench.ref().run_dir and env["NEMORUN_ATTEMPT"] == "1"
     assert Path(env["NEMORUN_RESULTS_DIR"]).is_dir()
 

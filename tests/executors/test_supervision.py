@@ -180,7 +180,9 @@ def test_another_machines_run_is_left_alone(bench: Bench) -> None:
     bench.add(python="pass")
     bench.path("local").mkdir()
     journal = Journal(bench.path("local") / "journal.jsonl")
-    journal.append("submitted", pid=1, identity="other:1", host="elsewhere", tasks={"task": "bench.task"})
+    journal.append(
+        "submitted", pid=1, identity="other:1", host="elsewhere", tasks={"task": bench.ref().token}
+    )
     journal.append("started", task="task", attempt=1, ranks=[[os.getpid(), "other:2"]])
     status = bench.status()
     assert status.state == JobState.UNKNOWN and "elsewhere" in status.message
@@ -194,7 +196,7 @@ def test_a_pid_that_was_used_again_is_not_killed(bench: Bench) -> None:
     journal = Journal(bench.path("local") / "journal.jsonl")
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
         journal.append(
-            "submitted", pid=1, identity="gone", host=os.uname().nodename, tasks={"task": "bench.task"}
+            "submitted", pid=1, identity="gone", host=os.uname().nodename, tasks={"task": bench.ref().token}
         )
         journal.append("started", task="task", attempt=1, ranks=[[stranger.pid, "another boot:1"]])
         assert bench.status().reason == Reason.LOST
