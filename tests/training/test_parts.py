@@ -153,3 +153,26 @@ def test_configurations_and_recipes_import_no_torch() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMORUN_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("a text of a few words " * 20)
+
+    def run(hidden_size: int, steps: int) -> dict[str, float]:
+        return pretrain(
+            GPTConfig(
+                hidden_size=hidden_size, num_layers=1, num_attention_heads=2, seq_length=8, vocab_size=257
+            ),
+            TrainerConfig(
+                max_steps=steps, log_interval=100, val_interval=3, accelerator="cpu", precision="auto"
+            ),
+            DataConfig(path=tmp_path / "text.txt", global_batch_size=2),
+            log=LogConfig(dir=tmp_path / "results", tensorboard=False),
+            sample=None,
+        )
+
+    run(16, 2)
+    assert run(16, 4)["step"] == 4  # on the way it validates before the first line of its log
+    with pytest.raises(TrainingError, match=r"step-00000004 cannot be loaded: .*use another folder"):
+        run(32, 6)
