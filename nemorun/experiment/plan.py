@@ -25,7 +25,7 @@ from nemorun.experiment import store
 from nemorun.experiment.prepare import PreparedTask
 from nemorun.experiment.provenance import facts, git_facts
 from nemorun.experiment.record import EXPERIMENT_FILE, Record, spec_text, submission_lock
-from nemorun.job import JobState, JobStatus, Reason
+from nemorun.job import JobSpec, JobState, JobStatus, Reason
 from nemorun.packaging import Frozen
 from nemorun.packaging.git import diff
 
@@ -131,9 +131,9 @@ class Plan:
             ) from None
         _write(part / ".gitignore", "*\n")  # it may stand in a repository; it is never code
         _write(part / EXPERIMENT_FILE, self._summary())
-        for archive in self.archives:
-            if archive.git and archive.git.commit and archive.git.dirty:
-                _write(part / "git.diff", diff(archive.root))
+        dirty = [one.root for one in self.archives if one.git and one.git.commit and one.git.dirty]
+        if dirty:
+            _write(part / "git.diff", "".join(diff(root) for root in dirty))
         for name, text in self.files.items():
             _write(part / name, text)
         for task in self.tasks:
@@ -195,7 +195,7 @@ def _check_dependencies(group: list[PreparedTask], tasks: list[PreparedTask]) ->
                 )
 
 
-def _placed(task: PreparedTask, experiment: str, folder: Path) -> Any:
+def _placed(task: PreparedTask, experiment: str, folder: Path) -> JobSpec:
     run_dir = folder / "tasks" / task.spec.name
     return replace(
         task.spec,
@@ -221,5 +221,5 @@ def _secrets(group: list[PreparedTask]) -> dict[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)

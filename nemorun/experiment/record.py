@@ -68,12 +68,8 @@ class Record:
     """One experiment in the store. Its statuses are as last read: `refresh` asks the executors."""
 
     def __init__(self, entry: store.Entry) -> None:
-        self.id, self.name, self.folder, self.created_at = (
-            entry.id,
-            entry.name,
-            entry.folder,
-            entry.created_at,
-        )
+        self.id, self.name = entry.id, entry.name
+        self.folder, self.created_at = entry.folder, entry.created_at
         self._load(entry)
 
     @classmethod
@@ -108,7 +104,7 @@ class Record:
     def read(self, path: Path) -> str:
         """The text of a file of the record. Raises DiscoveryError where it was deleted."""
         try:
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
         except OSError as error:
             raise DiscoveryError(f"the record of experiment {self.id} is incomplete: {error}") from None
 
@@ -139,10 +135,7 @@ class Record:
 
         An executor that cannot be asked leaves its tasks UNKNOWN.
         """
-        with submission_lock(self.folder, wait=False) as free:
-            if not free:  # another process is just submitting it
-                return False
-            found = self._poll()
+        found = self._poll()
         changed = {name: status for name, status in found.items() if status != self.statuses[name]}
         if changed:
             store.update(self.id, changed)
@@ -152,9 +145,11 @@ class Record:
     def _poll(self) -> dict[str, JobStatus]:
         found = {}
         try:
-            for executor, names in self._unfinished():
-                polled = executor.poll([self.ref(name) for name in names])
-                found.update({name: polled[self.ref(name).token] for name in names})
+            with submission_lock(self.folder, wait=False) as free:
+                # while another process is just submitting it, nobody can tell
+                for executor, names in self._unfinished() if free else ():
+                    polled = executor.poll([self.ref(name) for name in names])
+                    found.update({name: polled[self.ref(name).token] for name in names})
         except NemorunError as error:
             for name, status in self.statuses.items():
                 if not status.state.ended and name not in found:
@@ -237,12 +232,12 @@ def submission_lock(folder: Path, wait: bool) -> Iterator[bool]:
 def describe(status: JobStatus) -> str:
     """A status in plain words: `failed: non-zero exit code: rank 0 ended with 3`."""
     parts = [status.state.value.lower(), status.reason.value, status.message]
-    # the reason of what was cancelled is that it was cancelled
+    # what was cancelled has that for its reason, too: once is enough
     return ": ".join(part for part in dict.fromkeys(parts) if part)
 
 
 def spec_text(spec: JobSpec) -> str:
-    return json.dumps(asdict(spec), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(asdict(spec), indent=2) + "\n"
 
 
 def _spec(fields: dict[str, Any]) -> JobSpec:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import nemorun as run
-from nemorun.config import Partial
+from nemorun.config import Partial, load_script
 from nemorun.errors import ConfigError, DiscoveryError, TaskFailed
 from nemorun.executors.local import LocalExecutor
 from nemorun.experiment import records
@@ -330,6 +330,31 @@ def test_the_record_is_complete_and_private(folder: Path, jobs: ModuleType, nemo
         if path.is_relative_to(record.folder) and path.is_file():
             assert not shared, path
     assert not stat.S_IMODE(nemorun_home.stat().st_mode) & 0o077
+
+
+def test_tasks_of_two_repositories_have_their_own_code(
+    folder: Path, jobs: ModuleType, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "more.py").write_text("def more():\n    return __file__\n")
+    more = load_script(other / "more.py").more
+    for root in (folder, other):
+        for command in (
+            ["init", "-q"],
+            ["add", "-A"],
+            ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qmx"],
+        ):
+            subprocess.run(["git", *command], cwd=root, check=True)
+        for file in root.glob("*.py"):
+            file.write_text(file.read_text() + "# changed\n")
+    experiment = run.Experiment("two", executor=local())
+    experiment.add(jobs.double)
+    experiment.add(more)
+    value = experiment.run().tasks["more"].value
+    first, second = (spec.code or "" for spec in experiment.record.specs.values())
+    assert first != second and value == second.removesuffix(".tar.gz") + "/more.py"
+    assert (experiment.record.folder / "git.diff").read_text().count("+# changed") == 2
 
 
 def test_a_dry_run_says_what_is_submitted_and_writes_nothing(

@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -82,6 +84,19 @@ def test_an_interrupted_launcher_cancels(folder: Path, number: int, code: int) -
     assert process.wait(30) == code
     (record,) = records()
     assert record.state is JobState.CANCELLED
+
+
+def test_a_record_that_was_deleted_does_not_hide_the_others(folder: Path) -> None:
+    for _ in range(2):
+        assert launcher(folder, "note").wait(60) == 0
+    deleted, kept = records()
+    with sqlite3.connect(Path(os.environ["NEMORUN_HOME"]) / "nemorun.db") as db:
+        db.execute("UPDATE tasks SET state = 'RUNNING' WHERE experiment = ?", [deleted.id])
+    shutil.rmtree(deleted.folder)
+    assert [(record.id, record.state.value) for record in records()] == [
+        (deleted.id, "UNKNOWN"),
+        (kept.id, "SUCCEEDED"),
+    ]
 
 
 def test_a_refused_submission_is_recorded_as_such(folder: Path, nemorun_home: Path) -> None:
