@@ -70,7 +70,7 @@ def test_resuming_goes_on_in_the_old_results(jobs: ModuleType) -> None:
 def test_what_still_runs_cannot_be_resumed(jobs: ModuleType) -> None:
     old = run.run(jobs.hang, executor=LocalExecutor(grace_period=0.5), detach=True)
     with pytest.raises(ConfigError, match="has not ended"):
-        rerun(old.id, resume=True).run()
+        rerun(old.id, resume=True).dry_run()
     run.Experiment.from_id(old.id).cancel()
 
 
