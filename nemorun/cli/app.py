@@ -76,9 +76,9 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-def new_app(**options: Any) -> typer.Typer:
+def new_app() -> typer.Typer:
     """A Typer app that prints plain text: what users write is never read as markup."""
-    return typer.Typer(add_completion=False, rich_markup_mode=None, **options)
+    return typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 def command() -> Any:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nemorun.cli.app import new_app
 from nemorun.cli.completion import complete_executor
 from nemorun.cli.output import Json, as_json, table
 
 if TYPE_CHECKING:
     from nemorun.workspace import ExecutorEntry
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = new_app()
 
 
 @app.callback(invoke_without_command=True)

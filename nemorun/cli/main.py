@@ -8,15 +8,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from nemorun.cli.app import command
 from nemorun.errors import NemorunError, did_you_mean
-
-if TYPE_CHECKING:
-    from typer import TyperException
 
 MISUSE = 2
 DEFECT = 70
@@ -24,6 +21,9 @@ DEFECT = 70
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """What a shell reports of a program that SIGPIPE ended, as in `nemorun list | head -1`."""
+
+#: The base of every mistake that the parser finds, for which Typer has not always had a name.
+_PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def main() -> NoReturn:
@@ -44,7 +44,7 @@ def invoke(argv: Sequence[str]) -> int:
     except NemorunError as error:
         _say(str(error), debug)
         return error.exit_code
-    except typer.TyperException as error:
+    except _PARSER_ERROR as error:
         _say(_usage(error), debug)
         return MISUSE
     except (KeyboardInterrupt, typer.Abort):
@@ -54,6 +54,10 @@ def invoke(argv: Sequence[str]) -> int:
         # The interpreter flushes stdout once more at exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except SystemExit as end:
+        if not _users_frames(end):
+            raise
+        return _report(end, debug)  # a recipe's file that exits while it is loaded must not look like success
     except Exception as error:  # noqa: BLE001 - the last stop: what comes here is reported, never swallowed
         return _report(error, debug)
 
@@ -85,7 +89,7 @@ def _say(message: str, debug: bool) -> None:
     print(f"nemorun: {message}", file=sys.stderr)
 
 
-def _usage(error: TyperException) -> str:
+def _usage(error: Any) -> str:
     """A mistake that the parser found, with the nearest option and where to read on."""
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
@@ -99,11 +103,10 @@ def _usage(error: TyperException) -> str:
     return f"{message}{separator}`{context.command_path} --help` lists what there is"
 
 
-def _report(error: Exception, debug: bool) -> int:
+def _report(error: BaseException, debug: bool) -> int:
     """Say what nobody expected: something of the user's that raised, or a defect of nemorun."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not _is_installed(frame.filename)]
-    last = (theirs or frames)[-1]
+    theirs = _users_frames(error)
+    last = (theirs or traceback.extract_tb(error.__traceback__))[-1]
     where = f"{type(error).__name__}: {error} (at {last.filename}:{last.lineno} in {last.name})"
     if theirs:
         _say(f"{where}; --debug shows the traceback", debug)
@@ -111,6 +114,11 @@ def _report(error: Exception, debug: bool) -> int:
     advice = "This is a defect of nemorun: run the command again with --debug and report what that prints"
     _say(f"internal error: {where}. {advice}", debug)
     return DEFECT
+
+
+def _users_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The part of the traceback that lies in the user's own files."""
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_installed(frame.filename)]
 
 
 def _is_installed(file: str) -> bool:

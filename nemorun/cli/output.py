@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nemorun.errors import NemorunError
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 _BREAKS = re.compile(r"\s*[\t\r\n\v\f]\s*")
@@ -58,8 +60,6 @@ def note(text: str) -> None:
 
 def confirm(question: str, yes: bool) -> None:
     """Ask on the terminal, and end with 2 on "no". Raises NemorunError where there is none and no `--yes`."""
-    from nemorun.errors import NemorunError
-
     if yes:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):

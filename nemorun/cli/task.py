@@ -79,44 +79,45 @@ class _Source:
 
 
 def _source(request: Request, workspace: Workspace) -> _Source:
+    recipe, overrides = request.recipe, request.overrides
+    if recipe is not None and (request.yaml is not None or _is_override(recipe)):
+        overrides = (recipe, *overrides)
+        recipe = None
     if request.yaml is not None:
-        # The first word is no recipe here, as the file says what to run.
-        words = () if request.recipe is None else (request.recipe,)
         if request.rest is not None:
             raise NemorunError("--yaml takes no arguments after `--`; change the task with KEY=VALUE")
         path = request.yaml
-        return _Source(
-            path.stem, lambda overrides: _from_yaml(path, overrides, workspace), (*words, *request.overrides)
-        )
-    if request.recipe is None:
+        return _Source(path.stem, lambda wanted: _from_yaml(path, wanted, workspace), overrides)
+    if recipe is None:
         if not request.rest:
             raise NemorunError(
                 "nothing to run: name a recipe (`nemorun recipes` lists them), a script, or `-- COMMAND`"
             )
-        return _command(request.rest)
-    if request.recipe.startswith(_EXECUTOR) and "=" in request.recipe:
-        if not request.rest:
-            raise NemorunError(
-                f"nothing to run: '{request.recipe}' is an override, and stands after the recipe"
-            )
-        return _command(request.rest, (request.recipe, *request.overrides))
-    path = Path(request.recipe)
+        return _command(request.rest, overrides)
+    path = Path(recipe)
     if path.suffix == ".sh" or (path.suffix == ".py" and (request.rest is not None or _is_script(path))):
-        return _script(path, request.rest or (), request.overrides)
+        return _script(path, request.rest or (), overrides)
     if request.rest is not None:
         raise NemorunError(
-            f"'{request.recipe}' is a recipe and takes KEY=VALUE, not arguments after `--`; "
+            f"'{recipe}' is a recipe and takes KEY=VALUE, not arguments after `--`; "
             "those are for a script (script.py -- ARGS) or stand for a command of their own (-- COMMAND)"
         )
     from nemorun.config import resolve
 
-    text = request.recipe
-    return _Source(
-        recipe_name(text), lambda overrides: resolve(text, overrides, workspace.root), request.overrides
-    )
+    return _Source(recipe_name(recipe), lambda wanted: resolve(recipe, wanted, workspace.root), overrides)
 
 
-def _command(argv: Sequence[str], overrides: tuple[str, ...] = ()) -> _Source:
+def _is_override(word: str) -> bool:
+    from nemorun.config import split_override
+
+    try:
+        split_override(word)
+    except OverrideError:
+        return False
+    return True
+
+
+def _command(argv: Sequence[str], overrides: tuple[str, ...]) -> _Source:
     from nemorun.experiment import Command
 
     name = Path(argv[0]).name
@@ -205,11 +206,15 @@ def make_executor(name: str | None, overrides: Sequence[str], workspace: Workspa
 
 
 def load_plugin(text: str, workspace: Workspace) -> Any:
-    """The plugin that `FILE.py:NAME` or a dotted path names: an object with `setup`, or what makes one."""
-    from nemorun.config import find
+    """The plugin that a class or a factory makes, `FILE.py:NAME`, `package.NAME` or either as a call."""
+    from nemorun.config import Buildable, Partial, call_factory, find, validate
+    from nemorun.config.overrides.grammar import split_call
 
-    made = find(text, workspace.root).factory
-    plugin = made() if isinstance(made, type) or not hasattr(made, "setup") else made
+    name, arguments = split_call(text) or (text, [])
+    plugin = call_factory(find(name, workspace.root), *arguments, workspace_root=workspace.root)
+    if isinstance(plugin, Buildable):
+        validate(plugin)
+        plugin = plugin() if isinstance(plugin, Partial) else plugin.build()
     if not callable(getattr(plugin, "setup", None)):
         raise DiscoveryError(
             f"--plugin {text} gives a {type(plugin).__name__}, which has no setup(task, executor)"
@@ -230,6 +235,8 @@ def _point_names(points: Sequence[Sequence[str]]) -> list[str]:
     from nemorun.experiment.ids import to_name
 
     keys = [text.partition("=")[0] for text in points[0]]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise OverrideError(f"--sweep {twice}=… is given twice; put all its values into one")
     last = [key.rpartition(".")[2] for key in keys]
     short = [part if last.count(part) == 1 else key for part, key in zip(last, keys, strict=True)]
     names: list[str] = []

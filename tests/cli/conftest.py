@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +61,11 @@ def job(size: int = 1):
 class Polite:
     """A plugin that changes the task."""
 
+    def __init__(self, word: str = "please"):
+        self.word = word
+
     def setup(self, task, executor):
-        task.text = task.text + "please"
+        task.text = task.text + self.word
 '''
 
 
@@ -115,3 +120,23 @@ def process() -> Callable[..., Done]:
         return Done(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+def terminal(argv: list[str], answer: str = "", env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run a program on a terminal of its own and type `answer` there: exit code, and what was shown."""
+    child, master = pty.fork()
+    if child == 0:
+        os.execve(argv[0], argv, {**os.environ, **(env or {})})
+    os.write(master, answer.encode())
+    seen = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # Linux says so that the other end was closed
+            break
+        if not piece:
+            break
+        seen += piece
+    _, status = os.waitpid(child, 0)
+    os.close(master)
+    return os.waitstatus_to_exitcode(status), seen.decode().replace("\r\n", "\n")

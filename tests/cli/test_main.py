@@ -84,10 +84,11 @@ def test_a_defect_is_visible(cli, monkeypatch, tmp_path):
     assert "Traceback" in cli("init", str(tmp_path / "again"), "--debug").err
 
 
-@pytest.mark.parametrize("where", ["module", "factory", "validate"])
+@pytest.mark.parametrize("where", ["module", "exit", "factory", "validate"])
 def test_what_the_users_code_raises_is_the_users(cli, workspace, where):
     lines = {
         "module": "1 / 0",
+        "exit": "raise SystemExit('division by zero')",
         "factory": "def work(): ...\n@run.factory\ndef job():\n    return run.Partial(work, n=1 / 0)",
         "validate": "class A:\n    def validate(self):\n        1 / 0\n"
         "A = dataclasses.dataclass(A)\ndef work(a: A = A()): ...\n"

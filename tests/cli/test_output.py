@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import sys
 
 import pytest
 
 from nemorun.cli.output import as_json, duration, table
+
+from .conftest import terminal
 
 ROWS = [("a [red]b", "FAILED", "x" * 60), ("tab\there", "SUCCEEDED", "ünï 漢字\nnext line")]
 
@@ -31,22 +31,9 @@ def test_an_empty_table_has_its_headings(capfd):
 
 def on_terminal(columns: int, **env: str) -> str:
     """What `table` prints of ROWS on a terminal of that width."""
-    child, terminal = pty.fork()
-    if child == 0:
-        settings = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color", **env}
-        program = f"from nemorun.cli.output import table; table(('name', 'state', 'text'), {ROWS!r})"
-        os.execve(sys.executable, [sys.executable, "-c", program], settings)
-    seen = b""
-    while True:
-        try:
-            piece = os.read(terminal, 65536)
-        except OSError:  # Linux reports the other end's closing so
-            break
-        if not piece:
-            break
-        seen += piece
-    os.waitpid(child, 0)
-    return seen.decode().replace("\r\n", "\n")
+    program = f"from nemorun.cli.output import table; table(('name', 'state', 'text'), {ROWS!r})"
+    settings = {"COLUMNS": str(columns), "TERM": "xterm-256color", **env}
+    return terminal([sys.executable, "-c", program], env=settings)[1]
 
 
 def test_a_narrow_terminal_folds_and_loses_nothing():

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from .conftest import terminal
+
 
 def results(home) -> dict[str, object]:
     """Task name -> what it returned, of every run so far."""
@@ -96,6 +98,10 @@ def test_a_stored_task(process, cli, workspace, nemorun_home):
         (["run", "missing.py", "--", "x"], "missing.py"),
         (["run", "jobs.py:job", "--", "x"], "after `--`"),
         (["run", "n=1", "--", "true"], "n=1"),
+        (["run", "n=1"], "nothing to run"),
+        (["run", "missing.sh"], "missing.sh"),
+        (["run", "jobs.py:job", "--sweep", "n=1,2", "--sweep", "n=3,4"], "--sweep n"),
+        (["run", "jobs.py:job", "--plugin", "jobs.py:Polite(wrod='x')"], "'word'"),
         (["run", "--yaml", "missing.yaml"], "missing.yaml"),
         (["run", "jobs.py:job", "inner.siz=1"], "'size'"),
         (["run", "jobs.py:job", "n=many"], "n"),
@@ -136,10 +142,16 @@ def test_environment_and_secrets_reach_the_task(process, workspace, nemorun_home
 
 def test_a_plugin_is_applied(process, workspace, nemorun_home):
     done = process(
-        "run", "jobs.py:work", "text=yes ", "--plugin", "jobs.py:Polite", "--plugin", "jobs.py:Polite"
+        "run",
+        "jobs.py:work",
+        "text=yes ",
+        "--plugin",
+        "jobs.py:Polite",
+        "--plugin",
+        "jobs.py:Polite(word='!')",
     )
     assert done.code == 0, done.err
-    assert next(iter(results(nemorun_home).values()))["text"] == "yes pleaseplease"
+    assert next(iter(results(nemorun_home).values()))["text"] == "yes please!"
 
 
 def test_a_named_executor_and_the_default_one(cli, workspace):
@@ -196,3 +208,16 @@ def test_a_large_sweep_asks_first(cli, process, workspace):
     assert refused.code == 2 and "21 tasks" in refused.err and "--yes" in refused.err
     assert recorded(cli) == [] and not (workspace / "ran.txt").exists()
     assert cli("run", "jobs.py:work", "--sweep", f"n={many}", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "tasks"), [("n\n", 2, []), ("\n", 2, []), ("\x04", 130, []), ("y\n", 0, [21])]
+)
+def test_a_large_sweep_asks_on_a_terminal(cli, workspace, answer, code, tasks):
+    sweep = "n=" + ",".join(map(str, range(21)))
+    ended, shown = terminal(
+        [sys.executable, "-m", "nemorun", "run", "jobs.py:work", "--sweep", sweep], answer
+    )
+    assert "21 tasks" in shown and "[y/N]" in shown
+    assert ended == code, shown
+    assert [len(experiment["tasks"]) for experiment in recorded(cli)] == tasks
