@@ -128,6 +128,7 @@ def _run(case: Case, folder: Path, keep: bool) -> None:
     path = f"{Path(case.argv[0]).parent}{os.pathsep}{os.environ['PATH']}"
     homes = {name: str(folder.parent / "home") for name in ("HOME", "NEMORUN_HOME")}
     env = {**os.environ, **homes, "PATH": path, "PYTHONPATH": str(folder)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has byte code, and so has everybody here
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
         done = subprocess.run(case.argv, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT)
