@@ -22,7 +22,7 @@ class TrainerConfig:
     """bf16-mixed computes in bfloat16 and keeps weights, gradient sums and the optimizer in float32.
     auto: bf16-mixed on GPUs and on CPUs that multiply bfloat16, else fp32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: a GPU for each rank where torch sees any, else the CPU. gpu also asks the executor for GPUs."""
+    """auto: a GPU for each rank where there are enough, else the CPU. gpu also asks the executor for GPUs."""
     devices: int = 1
     """Ranks on each node: one a GPU, or any number of processes on the CPU."""
     num_nodes: int = 1

@@ -83,18 +83,21 @@ def _leave() -> None:
 
 def _device(config: TrainerConfig) -> torch.device:
     gpus = torch.cuda.device_count()
-    if config.accelerator == "cpu" or (config.accelerator == "auto" and not gpus):
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
+    if config.accelerator == "cpu" or (config.accelerator == "auto" and gpus == 0):
         return torch.device("cpu")
-    if not gpus:
-        raise TrainingError(
-            "trainer.accelerator=gpu, but torch sees no GPU here. Set trainer.accelerator=cpu"
-        )
-    on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))
-    if on_this_node > gpus:
-        raise TrainingError(
-            f"{on_this_node} ranks need a GPU each, but torch sees {gpus} on this node. "
-            f"Set trainer.devices={gpus}, or trainer.accelerator=cpu"
-        )
+    if ranks > gpus:
+        if config.accelerator == "gpu":
+            raise TrainingError(
+                f"trainer.accelerator=gpu and {ranks} ranks on this node need a GPU each, but torch sees {gpus}. "
+                f"Set trainer.devices={max(gpus, 1)}, or trainer.accelerator=cpu"
+            )
+        if os.environ.get("RANK", "0") == "0":
+            print(
+                f"{ranks} ranks but {gpus} GPUs: training on the CPU. trainer.devices={gpus} uses the GPUs",
+                flush=True,
+            )
+        return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
