@@ -11,13 +11,13 @@ from collections.abc import Iterable
 
 
 class NemorunError(Exception):
-    """A mistake that the user can mend: the message names the thing, the value, what is allowed and what to do."""
+    """A mistake the user can mend: the message names the thing, the value, what is allowed and what to do."""
 
     exit_code = 2
 
 
 class ConfigError(NemorunError):
-    """A value, an argument name or a type in a configuration is wrong; the message starts with its dotted path."""
+    """A value, a name or a type in a configuration is wrong; the message starts with its dotted path."""
 
 
 class OverrideError(ConfigError):

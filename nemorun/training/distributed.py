@@ -89,8 +89,8 @@ def _device(config: TrainerConfig) -> torch.device:
     if ranks > gpus:
         if config.accelerator == "gpu":
             raise TrainingError(
-                f"trainer.accelerator=gpu and {ranks} ranks on this node need a GPU each, but torch sees {gpus}. "
-                f"Set trainer.devices={max(gpus, 1)}, or trainer.accelerator=cpu"
+                f"trainer.accelerator=gpu and {ranks} ranks on this node need a GPU each, "
+                f"but torch sees {gpus}. Set trainer.devices={max(gpus, 1)}, or trainer.accelerator=cpu"
             )
         if os.environ.get("RANK", "0") == "0":
             print(

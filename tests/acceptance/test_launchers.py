@@ -39,7 +39,8 @@ class Inner:
 def work(text: str = "", n: int = 0, a: list[int] = [1, 2], b: list[int] = [1, 2], run_id: str = "none",
          pair: tuple[int, str] = (0, ""), tags: set[str] = frozenset(), color: Color = Color.RED,
          level: Literal[1, 2] = 1, maybe: Optional[int] = 5, either: Union[int, str] = 0, bare: list = [],
-         table: dict = {}, where: Path = Path("."), inner: Inner = Inner(), flag: bool = True, lr: float = 0.1):
+         table: dict = {}, where: Path = Path("."), inner: Inner = Inner(),
+         flag: bool = True, lr: float = 0.1):
     Path("ran.txt").open("a").write("ran\\n")
     values = dict(locals())
     values.update(pair=list(pair), tags=sorted(tags), color=color.name, where=str(where),
@@ -84,7 +85,12 @@ def folder(tmp_path: Path) -> Path:
 def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "nemorun", *args],
-        cwd=folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        cwd=folder,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
     )
 
 
@@ -99,7 +105,9 @@ def latest(folder: Path) -> dict[str, Any]:
     return json.loads(nemorun(folder, "status", "-1", "--json").stdout)
 
 
-def value(folder: Path, *overrides: str, target: str = "jobs.py:work", env: dict[str, str] | None = None) -> Any:
+def value(
+    folder: Path, *overrides: str, target: str = "jobs.py:work", env: dict[str, str] | None = None
+) -> Any:
     """What the task returned, given these overrides."""
     done = nemorun(folder, "run", target, *overrides, env=env)
     assert done.returncode == 0, done.stderr
@@ -148,7 +156,8 @@ def test_a_bad_value_exits_2_and_nothing_runs(folder: Path, override: str) -> No
 
 
 def test_a_dependent_never_runs_after_its_dependency_failed(folder: Path) -> None:
-    (folder / "graph.py").write_text(textwrap.dedent("""
+    (folder / "graph.py").write_text(
+        textwrap.dedent("""
         import sys
         import nemorun as run
         from jobs import boom, work
@@ -162,10 +171,13 @@ def test_a_dependent_never_runs_after_its_dependency_failed(folder: Path) -> Non
                 first = experiment.add(run.Partial(boom), name="first")
                 experiment.add(run.Partial(work, text="dependent"), name="second", dependencies=[first])
             experiment.run(sequential=sys.argv[1] == "sequential")
-    """))
+    """)
+    )
     for mode in ("sequential", "graph"):
         (folder / "ran.txt").unlink(missing_ok=True)
-        done = subprocess.run([sys.executable, "graph.py", mode], cwd=folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "graph.py", mode], cwd=folder, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode != 0
         assert ran(folder) == 1, "only the first task ran"
         states = {task["name"]: (task["state"], task["reason"]) for task in latest(folder)["tasks"]}
@@ -214,7 +226,9 @@ def test_reasons_differ_and_stand_in_plain_words(folder: Path) -> None:
 def test_polling_that_fails_makes_a_run_unknown_and_never_cancels_it(folder: Path) -> None:
     done = nemorun(folder, "run", "jobs.py:sleeper", "--detach")
     assert done.returncode == 0, done.stderr
-    pid = int(until(lambda: (folder / "pid.txt").exists() and (folder / "pid.txt").read_text(), "the task starts"))
+    pid = int(
+        until(lambda: (folder / "pid.txt").exists() and (folder / "pid.txt").read_text(), "the task starts")
+    )
     journal = next(Path(os.environ["NEMORUN_HOME"]).rglob("journal.jsonl"))
     hidden = journal.with_name("hidden")
     journal.rename(hidden)
@@ -242,7 +256,24 @@ def test_left_to_right(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["${HOME}", "???", "it's", "two  words", '"', "ünïcødé ✓", "a=b", "@home", "[1", "$(id)", "`id`", "null", "1e3", "\\n", "-x"]
+    "text",
+    [
+        "${HOME}",
+        "???",
+        "it's",
+        "two  words",
+        '"',
+        "ünïcødé ✓",
+        "a=b",
+        "@home",
+        "[1",
+        "$(id)",
+        "`id`",
+        "null",
+        "1e3",
+        "\\n",
+        "-x",
+    ],
 )
 def test_text_passes_through_untouched(folder: Path, text: str) -> None:
     assert value(folder, f"text={text}")["text"] == text
@@ -254,11 +285,26 @@ def test_a_parameter_may_be_called_run_id(folder: Path) -> None:
 
 def test_every_type_can_be_set(folder: Path) -> None:
     seen = value(
-        folder, "pair=(3,'x')", "tags={'p','q'}", "color=BLUE", "level=2", "maybe=None", "either=word", "bare=[1,'a']",
-        "table={'k': 1}", "table.z=2", "where=/tmp/x y", "inner.names=['q']", "inner.size=4", "flag=False", "lr=3e-4",
+        folder,
+        "pair=(3,'x')",
+        "tags={'p','q'}",
+        "color=BLUE",
+        "level=2",
+        "maybe=None",
+        "either=word",
+        "bare=[1,'a']",
+        "table={'k': 1}",
+        "table.z=2",
+        "where=/tmp/x y",
+        "inner.names=['q']",
+        "inner.size=4",
+        "flag=False",
+        "lr=3e-4",
     )
     assert seen["pair"] == [3, "x"] and seen["tags"] == ["p", "q"] and seen["color"] == "BLUE"
-    assert seen["level"] == 2 and seen["maybe"] is None and seen["either"] == "word" and seen["bare"] == [1, "a"]
+    assert (
+        seen["level"] == 2 and seen["maybe"] is None and seen["either"] == "word" and seen["bare"] == [1, "a"]
+    )
     assert seen["table"] == {"k": 1, "z": 2} and seen["where"] == "/tmp/x y" and seen["inner"] == [4, ["q"]]
     assert seen["flag"] is False and seen["lr"] == 3e-4
     assert seen["types"][0] == "tuple" and seen["types"][1].endswith("Path")
@@ -273,7 +319,13 @@ def test_falsy_values_survive(folder: Path) -> None:
 
 
 def test_environment_values_survive_and_slurm_does_not_leak(folder: Path) -> None:
-    values = {"MY_COMMAS": "1,2", "my_case": "x y", "MY_QUOTES": "it's \"q\"", "MY_LINES": "a\nb", "MY_DOLLAR": "$HOME `id`"}
+    values = {
+        "MY_COMMAS": "1,2",
+        "my_case": "x y",
+        "MY_QUOTES": 'it\'s "q"',
+        "MY_LINES": "a\nb",
+        "MY_DOLLAR": "$HOME `id`",
+    }
     args = [part for item in values.items() for part in ("--env", "=".join(item))]
     surrounding = {**os.environ, "SLURM_CPU_BIND": "quiet", "SLURM_JOB_ID": "7", "SBATCH_PARTITION": "p"}
     assert value(folder, *args, target="jobs.py:environment", env=surrounding) == values
@@ -282,9 +334,12 @@ def test_environment_values_survive_and_slurm_does_not_leak(folder: Path) -> Non
 def test_secrets_stand_nowhere(folder: Path) -> None:
     secret = "hunter2-hunter2-hunter2"
     env = {**os.environ, "MY_TOKEN": secret}
-    check = "import os, pathlib, glob; assert os.environ['MY_TOKEN'].startswith('hunter2'); " \
-        "lines = [pathlib.Path(p).read_bytes() for p in glob.glob('/proc/[0-9]*/cmdline') if os.path.exists(p)]; " \
+    check = (
+        "import os, pathlib, glob; assert os.environ['MY_TOKEN'].startswith('hunter2'); "
+        "found = glob.glob('/proc/[0-9]*/cmdline'); "
+        "lines = [pathlib.Path(p).read_bytes() for p in found if os.path.exists(p)]; "
         "assert not any(os.environ['MY_TOKEN'].encode() in line for line in lines), 'in a process list'"
+    )
     done = nemorun(folder, "run", "--secret", "MY_TOKEN", "--", sys.executable, "-c", check, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     dry = nemorun(folder, "run", "--secret", "MY_TOKEN", "--dry-run", "--", "true", env=env)
@@ -295,7 +350,10 @@ def test_secrets_stand_nowhere(folder: Path) -> None:
     assert missing.returncode == 2 and "MY_OTHER" in missing.stderr
 
 
-@pytest.mark.parametrize("override", ["executor.nodes=-3", "executor.nodes=x", "executor.time=banana", "executor.ntasks_per_node=0"])
+@pytest.mark.parametrize(
+    "override",
+    ["executor.nodes=-3", "executor.nodes=x", "executor.time=banana", "executor.ntasks_per_node=0"],
+)
 def test_bad_executor_values_are_refused_before_anything_is_submitted(folder: Path, override: str) -> None:
     done = nemorun(folder, "run", "jobs.py:work", override)
     assert done.returncode == 2
@@ -308,13 +366,19 @@ def test_bad_executor_values_are_refused_before_anything_is_submitted(folder: Pa
 
 
 def git(folder: Path, *args: str) -> None:
-    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *args], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *args],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_code_is_frozen_with_uncommitted_changes_and_a_warning(folder: Path) -> None:
     (folder / "lib.py").write_text("WORD = 'committed'\n")
     (folder / ".gitignore").write_text("data/\n*.txt\n")
-    (folder / "slow.py").write_text(textwrap.dedent("""
+    (folder / "slow.py").write_text(
+        textwrap.dedent("""
         import time
         from pathlib import Path
 
@@ -324,7 +388,8 @@ def test_code_is_frozen_with_uncommitted_changes_and_a_warning(folder: Path) -> 
                 time.sleep(0.02)
             import lib
             return lib.WORD
-    """))
+    """)
+    )
     git(folder, "init", "-q")
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "x")
@@ -337,7 +402,9 @@ def test_code_is_frozen_with_uncommitted_changes_and_a_warning(folder: Path) -> 
     (folder / "lib.py").write_text("WORD = 'edited after submission'\n")
     (folder / "go.txt").write_text("")
     until(lambda: latest(folder)["state"] == "SUCCEEDED", "the task ends")
-    assert json.loads(next(Path(os.environ["NEMORUN_HOME"]).rglob("result.json")).read_text()) == "uncommitted"
+    assert (
+        json.loads(next(Path(os.environ["NEMORUN_HOME"]).rglob("result.json")).read_text()) == "uncommitted"
+    )
 
 
 def test_silly_archives_are_refused_and_the_files_named(folder: Path) -> None:
@@ -353,7 +420,8 @@ def test_silly_archives_are_refused_and_the_files_named(folder: Path) -> None:
 
 
 def test_a_script_without_a_main_guard_submits_once(folder: Path) -> None:
-    (folder / "plain.py").write_text(textwrap.dedent("""
+    (folder / "plain.py").write_text(
+        textwrap.dedent("""
         from pathlib import Path
         import nemorun as run
 
@@ -363,8 +431,11 @@ def test_a_script_without_a_main_guard_submits_once(folder: Path) -> None:
         result = run.run(run.Partial(task, word="once"), executor=run.LocalExecutor())
         Path("after.txt").open("a").write("after\\n")
         print(result.state.value)
-    """))
-    done = subprocess.run([sys.executable, "plain.py"], cwd=folder, capture_output=True, text=True, timeout=60)
+    """)
+    )
+    done = subprocess.run(
+        [sys.executable, "plain.py"], cwd=folder, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert ran(folder) == 1
     assert (folder / "after.txt").read_text() == "after\n"
@@ -385,7 +456,9 @@ def test_the_interpreter_is_the_launchers_own(folder: Path) -> None:
 
 def test_every_command_works_after_the_launcher_died(folder: Path) -> None:
     launcher = start(folder, "run", "jobs.py:sleeper")
-    pid = int(until(lambda: (folder / "pid.txt").exists() and (folder / "pid.txt").read_text(), "the task starts"))
+    pid = int(
+        until(lambda: (folder / "pid.txt").exists() and (folder / "pid.txt").read_text(), "the task starts")
+    )
     launcher.kill()
     launcher.communicate()
     assert latest(folder)["state"] == "RUNNING"
@@ -397,7 +470,8 @@ def test_every_command_works_after_the_launcher_died(folder: Path) -> None:
 
 
 def test_logs_are_followed_from_where_they_stopped(folder: Path) -> None:
-    (folder / "talk.py").write_text(textwrap.dedent("""
+    (folder / "talk.py").write_text(
+        textwrap.dedent("""
         import time
         from pathlib import Path
 
@@ -406,7 +480,8 @@ def test_logs_are_followed_from_where_they_stopped(folder: Path) -> None:
             while not Path("go.txt").exists():
                 time.sleep(0.02)
             print("line two", flush=True)
-    """))
+    """)
+    )
     assert nemorun(folder, "run", "talk.py:talk", "--detach").returncode == 0
     follower = start(folder, "logs", "-1", "-f")
     assert follower.stdout is not None
@@ -419,7 +494,9 @@ def test_logs_are_followed_from_where_they_stopped(folder: Path) -> None:
 
 def test_an_interrupt_without_a_terminal_cancels_and_leaves_no_orphan(folder: Path) -> None:
     launcher = start(folder, "run", "jobs.py:sleeper", start_new_session=True)
-    pid = int(until(lambda: (folder / "pid.txt").exists() and (folder / "pid.txt").read_text(), "the task starts"))
+    pid = int(
+        until(lambda: (folder / "pid.txt").exists() and (folder / "pid.txt").read_text(), "the task starts")
+    )
     launcher.send_signal(signal.SIGINT)
     launcher.communicate(timeout=60)
     assert launcher.returncode == 130

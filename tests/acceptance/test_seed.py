@@ -19,7 +19,9 @@ PREAMBLE = """
 def run_script(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
     script = folder / "snippet.py"
     script.write_text(textwrap.dedent(PREAMBLE) + textwrap.dedent(body))
-    return subprocess.run([sys.executable, str(script)], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(script)], cwd=folder, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_basic_usage(tmp_path: Path) -> None:
@@ -92,7 +94,8 @@ def test_configuration_management(tmp_path: Path) -> None:
         def work(config: ExperimentConfig):
             print("worked on", config.model.hidden_size)
 
-        config = ExperimentConfig(GPTConfig(hidden_size=HIDDEN), TrainerConfig(max_steps=STEPS), DataConfig(path="/d"))
+        model = GPTConfig(hidden_size=HIDDEN)
+        config = ExperimentConfig(model, TrainerConfig(max_steps=STEPS), DataConfig(path="/d"))
         run.run(run.Partial(work, config=config), executor=run.LocalExecutor())
         """
     good = run_script(tmp_path, body.replace("HIDDEN", "4096").replace("STEPS", "5"))
@@ -105,7 +108,11 @@ def test_configuration_management(tmp_path: Path) -> None:
 
 
 def test_reproducibility(tmp_path: Path) -> None:
-    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"],
+    ):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
