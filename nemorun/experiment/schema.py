@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from nemorun.errors import StoreError
 
@@ -37,8 +38,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 
-def migrate(db: sqlite3.Connection) -> None:
-    """Bring the tables up to date, safe while others do the same. Raises StoreError for a newer store."""
+def migrate(db: sqlite3.Connection, fill: Callable[[sqlite3.Connection], None] = lambda db: None) -> None:
+    """Bring the tables up to date, safe while others do the same; `fill` is called for new ones.
+
+    Raises StoreError for a newer store.
+    """
     if (version := _version(db)) == len(MIGRATIONS):
         return
     if version == 0:
@@ -53,6 +57,8 @@ def migrate(db: sqlite3.Connection) -> None:
     for statements in MIGRATIONS[version:]:
         for statement in statements:
             db.execute(statement)
+    if version == 0:
+        fill(db)
     db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
     db.execute("COMMIT")
 

@@ -1,11 +1,13 @@
 """The index of all experiments: one SQLite file, written by many processes at once.
 
-It holds what listings need. Everything else about an experiment stands in its folder.
+It holds what listings need. Everything else about an experiment stands in its folder, and an index that is
+gone is made anew of the folders in nemorun's home.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,17 +65,29 @@ def overall(states: Iterable[JobState]) -> JobState:
 def add(entry: Entry) -> None:
     """Write a new experiment, whole or not at all."""
     with _transaction() as db:
-        db.execute(
-            "INSERT INTO experiments (id, name, folder, created_at) VALUES (?, ?, ?, ?)",
-            (entry.id, entry.name, str(entry.folder), entry.created_at),
-        )
-        db.executemany(
-            "INSERT INTO tasks (experiment, position, name, run_dir, executor) VALUES (?, ?, ?, ?, ?)",
-            [
-                (entry.id, n, task.name, str(task.run_dir), task.executor)
-                for n, task in enumerate(entry.tasks)
-            ],
-        )
+        _insert(db, entry)
+
+
+def _insert(db: sqlite3.Connection, entry: Entry) -> None:
+    """Does nothing for one that is there: another process has found its folder already."""
+    db.execute(
+        "INSERT OR IGNORE INTO experiments (id, name, folder, created_at) VALUES (?, ?, ?, ?)",
+        (entry.id, entry.name, str(entry.folder), entry.created_at),
+    )
+    db.executemany(
+        "INSERT OR IGNORE INTO tasks (experiment, position, name, run_dir, executor) VALUES (?, ?, ?, ?, ?)",
+        [(entry.id, n, task.name, str(task.run_dir), task.executor) for n, task in enumerate(entry.tasks)],
+    )
+
+
+def _rebuild(db: sqlite3.Connection) -> None:
+    """Fill a new index with the experiments that are there already, if any."""
+    folder = home() / "experiments"
+    if folder.is_dir():
+        from nemorun.experiment.rebuild import recorded
+
+        for entry in recorded(folder):
+            _insert(db, entry)
 
 
 def set_handles(experiment: str, handles: Mapping[str, str]) -> None:
@@ -179,11 +193,14 @@ def _transaction(kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
         db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
         try:
             db.row_factory = sqlite3.Row
-            migrate(db)
+            migrate(db, _rebuild)
             db.execute(f"BEGIN {kind}")
             yield db
             db.execute("COMMIT")
         finally:
             db.close()  # rolls back what was not committed
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"the experiment store {path} cannot be used: {error}") from error
+        damaged = type(error) is sqlite3.DatabaseError  # and not one of its kinds: locked, full, read-only …
+        advice = "; move it away, and it is made anew from the experiments' folders" if damaged else ""
+        why = "the disk is full" if shutil.disk_usage(path.parent).free < 1 << 17 else error
+        raise StoreError(f"the experiment store {path} cannot be used: {why}{advice}") from error

@@ -1,0 +1,32 @@
+"""What the experiments' own folders say of them: an index that was lost is made of it anew."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from nemorun.experiment.store import Entry, TaskEntry
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def recorded(folder: Path) -> list[Entry]:
+    """The experiments that stand in `folder`, the oldest first. How they stand, their executors know."""
+    found = []
+    for file in folder.glob("[!.]*/experiment.yaml"):
+        try:
+            found.append((_entry(file), file.stat().st_mtime))
+        except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError):
+            continue  # damaged, or not ours
+    found.sort(key=lambda pair: (pair[0].created_at, pair[1]))
+    return [entry for entry, _ in found]
+
+
+def _entry(file: Path) -> Entry:
+    facts = yaml.load(file.read_bytes(), Loader=_LOADER)
+    run_dirs = {job.parent.name: job.parent for job in file.parent.glob("**/tasks/*/job.json")}
+    tasks = (TaskEntry(task["name"], run_dirs[task["name"]], task["executor"]) for task in facts["tasks"])
+    created = datetime.strptime(facts["created"], "%Y-%m-%d %H:%M:%S %z").timestamp()
+    return Entry(facts["id"], facts["name"], file.parent, created, tuple(tasks))
