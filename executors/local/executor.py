@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from nemorun.errors import ConfigError, SubmitError
+from nemorun.errors import ConfigError, StoreError, SubmitError
 from nemorun.executors.base import Check, Executor, LogChunk, LogOffsets, Rendered
 from nemorun.executors.local import processes
 from nemorun.executors.local.environment import without_others
@@ -112,14 +112,17 @@ class LocalExecutor(Executor):
             for archive in archives:
                 unpack(Path(archive))
         folder = _folder(rendered.jobs[0].run_dir)
-        folder.mkdir(exist_ok=True, mode=0o700)
         text = rendered.text.encode(errors="surrogateescape")
-        lock = _lock_for_submission(folder, text)
-        if lock is not None:
-            try:
-                _start_supervisor(folder, text, lock, secrets)
-            finally:
-                os.close(lock)
+        try:
+            folder.mkdir(exist_ok=True, mode=0o700)
+            lock = _lock_for_submission(folder, text)
+            if lock is not None:
+                try:
+                    _start_supervisor(folder, text, lock, secrets)
+                finally:
+                    os.close(lock)
+        except OSError as error:
+            raise SubmitError(f"the supervisor could not be started, so nothing runs: {error}") from error
         return {job.name: job.token for job in rendered.jobs}
 
     def poll(self, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
@@ -155,21 +158,19 @@ class LocalExecutor(Executor):
 
     def cancel(self, refs: Sequence[JobRef]) -> None:
         for folder, group in _by_folder(refs).items():
-            if not folder.parent.is_dir():
-                continue
-            (folder / "cancel").mkdir(parents=True, exist_ok=True, mode=0o700)
-            for ref in group:
-                (folder / "cancel" / ref.name).touch(mode=0o600)
+            if folder.parent.is_dir():
+                _write_cancels(folder, group)
         give_up = time.monotonic() + self.grace_period + 10
         while time.monotonic() < give_up:
             statuses = self.poll(refs)
             if all(status.state.ended or status.state == JobState.UNKNOWN for status in statuses.values()):
                 return
-            for folder in _by_folder(refs):
+            for folder, group in _by_folder(refs).items():
                 # A supervisor that has not written this down yet will look into the folder when it starts.
-                process = read(folder / "journal.jsonl").supervisor
+                history = read(folder / "journal.jsonl")
+                process = history.supervisor
                 if process and process.identity and processes.identity(process.pid) == process.identity:
-                    os.kill(process.pid, signal.SIGUSR1)
+                    os.kill(process.pid, signal.SIGTERM if _is_all(history, group) else signal.SIGUSR1)
             time.sleep(0.02)
 
     def check(self) -> list[Check]:
@@ -204,6 +205,22 @@ def _by_folder(refs: Sequence[JobRef]) -> dict[Path, list[JobRef]]:
     return groups
 
 
+def _write_cancels(folder: Path, refs: list[JobRef]) -> None:
+    """Leave word for the supervisor: it may not have started yet, and not all tasks may be meant."""
+    try:
+        (folder / "cancel").mkdir(parents=True, exist_ok=True, mode=0o700)
+        for ref in refs:
+            (folder / "cancel" / ref.name).touch(mode=0o600)
+    except OSError as error:  # a full disk must not keep a run alive
+        if not _is_all(read(folder / "journal.jsonl"), refs):
+            raise StoreError(f"one task cannot be cancelled ({error}); cancel all, or make room") from None
+
+
+def _is_all(history: History, refs: list[JobRef]) -> bool:
+    """Are these all tasks that have not ended?"""
+    return bool(history.unfinished) and {*history.unfinished} <= {ref.name for ref in refs}
+
+
 def _lock_for_submission(folder: Path, text: bytes) -> int | None:
     """The lock, if this very plan is still to be submitted; None if that has happened."""
     plan = folder / "plan.json"
@@ -230,25 +247,22 @@ def _lock_for_submission(folder: Path, text: bytes) -> int | None:
 def _start_supervisor(folder: Path, text: bytes, lock: int, secrets: Mapping[str, str]) -> None:
     from nemorun.workspace import home
 
-    try:
-        temporary = folder / "plan.json.new"
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(text)
-        temporary.replace(folder / "plan.json")
-        (folder / "supervisor.log").touch(mode=0o600)
-        with (folder / "supervisor.log").open("ab") as log:
-            supervisor = subprocess.Popen(
-                [sys.executable, "-m", "nemorun.executors.local.supervisor", str(folder), str(lock)],
-                cwd=folder,  # where no module of the user's shadows one of ours
-                env={**without_others(os.environ), "NEMORUN_HOME": str(home()), **secrets},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
-    except OSError as error:
-        raise SubmitError(f"the supervisor could not be started, so nothing runs: {error}") from error
+    temporary = folder / "plan.json.new"
+    temporary.touch(mode=0o600)
+    temporary.write_bytes(text)
+    temporary.replace(folder / "plan.json")
+    (folder / "supervisor.log").touch(mode=0o600)
+    with (folder / "supervisor.log").open("ab") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "nemorun.executors.local.supervisor", str(folder), str(lock)],
+            cwd=folder,  # where no module of the user's shadows one of ours
+            env={**without_others(os.environ), "NEMORUN_HOME": str(home()), **secrets},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(lock,),
+            start_new_session=True,
+        )
     _started.append(supervisor)
 
 

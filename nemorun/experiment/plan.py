@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import indent
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nemorun.config import dumps
-from nemorun.errors import ConfigError, NemorunError
+from nemorun.errors import ConfigError, NemorunError, StoreError
 from nemorun.executors.configured import as_config
 from nemorun.experiment import store
 from nemorun.experiment.prepare import PreparedTask
@@ -89,46 +91,63 @@ class Plan:
     def launch(self) -> Record:
         """Write the record, then submit. If a submission is refused, what went before it is cancelled.
 
-        Raises StoreError, SubmitError.
+        Raises StoreError where the record cannot be written, and then nothing of it stays; SubmitError.
         """
         for archive in self.archives:
             for warning in archive.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
-        self._write()
-        with submission_lock(self.folder, wait=True):
-            entries = [
-                store.TaskEntry(task.spec.name, Path(task.spec.run_dir), task.executor.kind)
-                for task in self.tasks
-            ]
-            store.add(store.Entry(self.id, self.name, self.folder, time.time(), tuple(entries)))
+        with self._recorded() as entry:
             for number, submission in enumerate(self.submissions):
                 try:
                     handles = submission.executor.submit(submission.rendered, submission.secrets)
                 except NemorunError as error:
-                    self._withdraw(number, str(error))
+                    self._withdraw(Record(entry), number, str(error))
                     raise
-                store.set_handles(self.id, handles)
-        return Record.find(self.id)
+                with suppress(StoreError):  # a disk that is full now: jobs are found by their tokens, too
+                    store.set_handles(self.id, handles)
+                tasks = (replace(task, handle=handles.get(task.name, task.handle)) for task in entry.tasks)
+                entry = replace(entry, tasks=tuple(tasks))
+        return Record(entry)
 
-    def _withdraw(self, number: int, message: str) -> None:
+    def _withdraw(self, record: Record, number: int, message: str) -> None:
         """Submission `number` was refused: cancel those before it; it and those after it will not be."""
         never = JobStatus(JobState.FAILED, Reason.NOT_SUBMITTED, message)
         refused = [task.spec.name for submission in self.submissions[number:] for task in submission.tasks]
-        store.update(self.id, dict.fromkeys(refused, never))
-        record = Record.find(self.id)
+        with suppress(StoreError):  # the refusal is what is to be told
+            store.update(self.id, dict.fromkeys(refused, never))
         for submission in self.submissions[:number]:
             submission.executor.cancel([record.ref(task.spec.name) for task in submission.tasks])
 
-    def _write(self) -> None:
-        """The folder of plain files; it appears whole."""
+    @contextmanager
+    def _recorded(self) -> Iterator[store.Entry]:
+        """Make the record and hold its lock; it appears whole and locked: nobody judges it too early."""
         part = self.folder.with_name(f".{self.folder.name}.part")
-        try:
-            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            part.mkdir(mode=0o700)
-        except OSError as error:
-            raise ConfigError(
-                f"the experiment's folder {self.folder} cannot be made: {error.strerror}"
-            ) from None
+        tasks = (
+            store.TaskEntry(task.spec.name, Path(task.spec.run_dir), task.executor.kind)
+            for task in self.tasks
+        )
+        entry = store.Entry(self.id, self.name, self.folder, time.time(), tuple(tasks))
+        with ExitStack() as held:
+            try:
+                self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                part.mkdir(mode=0o700)
+                self._write(part)
+                held.enter_context(submission_lock(part, wait=True))
+                part.rename(self.folder)
+                store.add(entry)
+            except (OSError, NemorunError) as error:
+                for folder in (part, self.folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+                if isinstance(error, NemorunError):
+                    raise
+                raise StoreError(
+                    f"the experiment's record {self.folder} cannot be written ({error.strerror}); "
+                    "nothing was submitted"
+                ) from None
+            yield entry
+
+    def _write(self, part: Path) -> None:
+        """The plain files of the record."""
         _write(part / ".gitignore", "*\n")  # it may stand in a repository; it is never code
         _write(part / EXPERIMENT_FILE, self._summary())
         dirty = [one.root for one in self.archives if one.git and one.git.commit and one.git.dirty]
@@ -147,7 +166,6 @@ class Plan:
                 _write(folder / "task.yaml", task.yaml)
             if task.results:
                 (folder / "results").symlink_to(task.results)
-        part.rename(self.folder)
 
     def _summary(self) -> str:
         archives = [
@@ -221,5 +239,6 @@ def _secrets(group: list[PreparedTask]) -> dict[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    """Bytes that are no UTF-8 (of a patch) and ends of lines stay as they are."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(text.encode(errors="surrogateescape"))

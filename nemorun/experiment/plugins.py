@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from nemorun.config import Partial
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
 class Plugin(Protocol):
     """Anything with `setup`. Both arguments are the run's own copies: change them as you like."""
 
-    def setup(self, task: Partial | Script | Command, executor: Executor) -> None: ...
+    def setup(self, task: Partial[Any] | Script | Command, executor: Executor) -> None: ...

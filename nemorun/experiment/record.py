@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemorun.errors import DiscoveryError, NemorunError, TaskFailed, did_you_mean
+from nemorun.errors import DiscoveryError, NemorunError, StoreError, TaskFailed, did_you_mean
 from nemorun.experiment import store
 from nemorun.job import JobRef, JobSpec, JobState, JobStatus, Resources
 
@@ -138,8 +138,12 @@ class Record:
         found = self._poll()
         changed = {name: status for name, status in found.items() if status != self.statuses[name]}
         if changed:
-            store.update(self.id, changed)
-            self._load(store.get(self.id))
+            try:
+                store.update(self.id, changed)
+            except StoreError:  # a full disk, say: who asks next writes it down
+                self.statuses |= changed
+            else:
+                self._load(store.get(self.id))
         return bool(changed)
 
     def _poll(self) -> dict[str, JobStatus]:
@@ -216,8 +220,10 @@ def submission_lock(folder: Path, wait: bool) -> Iterator[bool]:
     """
     try:
         fd = os.open(folder / "submission.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
+    except FileNotFoundError as error:
         raise DiscoveryError(f"the experiment's record is gone: {error}") from None
+    except OSError as error:
+        raise StoreError(f"the experiment's record cannot be used: {error}") from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class _Rerun(Experiment):
             "tasks": tasks,
             "details": {**{key: facts.get(key) for key in kept}, **details},
             "config": facts.get("config"),
-            "files": {"git.diff": patch.read_text()} if patch.exists() else {},
+            "files": {"git.diff": os.fsdecode(patch.read_bytes())} if patch.exists() else {},
         }
 
     def _all_overrides(self) -> list[str]:

@@ -31,9 +31,10 @@ def pack(root: Path, names: Iterable[str], folder: Path, keep: bool = True) -> t
 
     Without `keep` nothing stays: the name is all that is wanted.
     """
-    folder.mkdir(mode=0o700, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
+    temporary = None
     try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
         with (
             os.fdopen(descriptor, "w+b") as file,
             gzip.GzipFile("", "wb", _COMPRESSION, fileobj=file, mtime=0) as packed,
@@ -46,8 +47,11 @@ def pack(root: Path, names: Iterable[str], folder: Path, keep: bool = True) -> t
         if keep and not path.exists():
             os.replace(temporary, path)  # noqa: PTH105
         return path, sha256
+    except OSError as error:
+        raise PackagingError(f"the code archive cannot be written to {folder} ({error.strerror})") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def unpack(archive: Path) -> Path:

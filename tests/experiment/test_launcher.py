@@ -10,10 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from nemorun.experiment import records
+from nemorun.config import load_script
+from nemorun.errors import StoreError
+from nemorun.experiment import Experiment, records, store
 from nemorun.experiment.record import submission_lock
 from nemorun.job import JobState, Reason
 
@@ -118,3 +121,61 @@ def test_a_refused_submission_is_recorded_as_such(folder: Path, nemorun_home: Pa
     assert record.statuses["note"].reason is Reason.NOT_SUBMITTED
     record.refresh()
     assert record.statuses["hang"].state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("limit", [0, 200, 600, 4096, 20_000])
+def test_a_full_disk_leaves_a_clear_error_and_nothing_else(
+    folder: Path, nemorun_home: Path, limit: int
+) -> None:
+    """No file may grow beyond `limit` bytes: as on a full disk, the write fails at one stage or another."""
+    assert launcher(folder, "note").wait(60) == 0
+    before = sorted((nemorun_home / "experiments").iterdir())
+    (folder / "full.py").write_text(
+        f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        + SCRIPT.format(task="double")
+    )
+    full = subprocess.run([sys.executable, "full.py"], capture_output=True, text=True, timeout=60)
+    last = full.stderr.splitlines()[-1]
+    assert last.startswith(("nemorun.errors.PackagingError", "nemorun.errors.StoreError")), full.stderr
+    assert sorted((nemorun_home / "experiments").iterdir()) == before
+    assert launcher(folder, "note").wait(60) == 0
+    assert [record.state for record in records()] == [JobState.SUCCEEDED] * 2
+
+
+def test_an_index_that_cannot_be_written_does_not_stop_a_run(
+    folder: Path, nemorun_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is followed to its end by what the executor says, and the next command writes that down."""
+    experiment = Experiment("kept")
+    experiment.add(load_script(folder / "jobs.py").double)
+    full = StoreError("the disk is full")
+    with monkeypatch.context() as patch:
+        for name in ("update", "set_handles"):
+            patch.setattr(store, name, Mock(side_effect=full))
+        assert experiment.run().value == 42
+    assert store.get(experiment.id).state is JobState.PENDING
+    assert [record.state for record in records()] == [JobState.SUCCEEDED]
+
+
+def test_a_lost_index_is_made_anew(folder: Path, nemorun_home: Path) -> None:
+    for task in ("note", "double", "boom"):
+        launcher(folder, task).wait(60)
+    running = launcher(folder, "hang")
+    until(lambda: "hang" in (folder / "ran.txt").read_text())
+    known = [(r.id, r.name, r.folder, r.state, r.run_dirs, int(r.created_at)) for r in records()]
+    (nemorun_home / "experiments" / "not-ours").mkdir()
+    (nemorun_home / "experiments" / "not-ours" / "experiment.yaml").write_text("{}")
+    for file in nemorun_home.glob("nemorun.db*"):
+        file.unlink()
+    found = records()
+    assert [(r.id, r.name, r.folder, r.state, r.run_dirs, int(r.created_at)) for r in found] == known
+    Experiment.from_id("-1").cancel()
+    running.wait(30)
+    assert records()[0].state is JobState.CANCELLED
+
+
+def test_a_damaged_index_says_what_to_do(nemorun_home: Path) -> None:
+    nemorun_home.mkdir()
+    (nemorun_home / "nemorun.db").write_bytes(b"no database" * 100)
+    with pytest.raises(StoreError, match="not a database; move it away, and it is made anew"):
+        records()
