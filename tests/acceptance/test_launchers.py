@@ -54,8 +54,8 @@ def boom():
 
 
 def sleeper():
-    print("started", flush=True)
     Path("pid.txt").write_text(str(os.getpid()))
+    print("started", flush=True)
     time.sleep(600)
 
 
