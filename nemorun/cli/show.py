@@ -161,7 +161,7 @@ def _show_record(record: Record, yaml: bool, json: bool) -> None:
     print(record.read(record.folder / EXPERIMENT_FILE), end="")
     for name in record.statuses:
         print(f"\n# {name} {describe(record.statuses[name])}")
-        print(_task_text(record, name), end="")
+        print(_task_text(record, name).rstrip("\n"))
 
 
 def _task_text(record: Record, name: str) -> str:

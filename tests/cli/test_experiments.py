@@ -105,7 +105,10 @@ def test_logs_of_one_task_and_rank(process, cli, workspace):
 def test_show_an_experiment(cli, two):
     done = cli("show", "first")
     assert done.code == 0, done.err
-    assert two[0] in done.out and "n=1" in done.out.replace(" ", "") + "n=1" and "jobs" in done.out
+    assert two[0] in done.out and "n: 1" in done.out and "jobs" in done.out
+    command = cli("run", "--", "true")
+    assert command.code == 0 and cli("show", "-1").out.endswith("true\n"), command.err
+    assert cli("show", "first").out.count("\n\n") == 1  # between the facts and the one task
     assert json.loads(cli("show", two[1], "--json").out)["id"] == two[1]
 
 
