@@ -6,7 +6,6 @@ raised as they are. Anything else that escapes is a defect of nemorun and shows 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -48,5 +47,7 @@ class TaskFailed(NemorunError):
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest allowed name, or an empty text where none is near."""
+    import difflib  # only a mistake needs it
+
     near = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
