@@ -114,6 +114,9 @@ def launch(experiment: Experiment, detach: bool) -> None:
     """Run an experiment to its end, or only submit it and print its ID. Raises TaskFailed."""
     experiment.run(detach=detach)
     if detach:
+        from nemorun.experiment.follow import announce
+
+        announce(experiment.record)
         print(experiment.id)
 
 

@@ -60,7 +60,7 @@ def assemble(request: Request, confirm: Callable[[int], None]) -> Experiment:
     for (task, executor), name in zip(tasks, _point_names(points), strict=True):
         experiment.add(
             task,
-            name=name if request.sweeps else None,
+            name=name if request.sweeps else to_name(source.name),
             executor=executor,
             retries=request.retries,
             env=request.env,

@@ -74,10 +74,21 @@ def follow_run(record: Record) -> bool:
     Returns whether a failed task's last words were the last that was printed, so that they need not be again.
     """
     started = time.time()
+    announce(record)
     printer = LogPrinter(record)
     _until_ended(record, printer)
     _say(f"{record.name} ({record.id}) {record.state.value.lower()} after {time.time() - started:.1f} s")
     return not printer.several_tasks and printer.streams == 1
+
+
+def announce(record: Record) -> None:
+    """Say what was submitted, where to, and how to look at it."""
+    kinds = ", ".join(dict.fromkeys(record.executor(name).kind for name in record.statuses))
+    many = f", {len(record.statuses)} tasks" if len(record.statuses) > 1 else ""
+    _say(
+        f"{record.name} ({record.id}) submitted to {kinds}{many}; "
+        f"`nemorun status {record.id}` and `nemorun logs -f {record.id}` show it"
+    )
 
 
 def _until_ended(record: Record, printer: LogPrinter) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +34,11 @@ def test_a_recipe_as_a_call(process, workspace, nemorun_home):
     assert next(iter(results(nemorun_home).values()))["size"] == 7
 
 
+def test_a_recipes_task_has_the_recipes_name(process, workspace, nemorun_home):
+    assert process("run", "jobs.py:job").code == 0
+    assert list(results(nemorun_home)) == ["job"]
+
+
 def test_a_failed_task_exits_1_with_its_reason(process, workspace):
     done = process("run", "jobs.py:boom")
     assert done.code == 1
@@ -46,9 +53,22 @@ def test_a_dry_run_prints_the_submission_and_nothing_else(process, workspace):
     assert json.loads(process("list", "--json").out) == []
 
 
+def test_a_run_says_at_once_what_was_submitted(workspace):
+    os.mkfifo("gate")
+    (workspace / "waits.sh").write_text("cat gate\n")
+    argv = [sys.executable, "-m", "nemorun", "run", "waits.sh", "--name", "patient"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = process.stderr.readline()  # the task has not ended: it waits for us
+    (workspace / "gate").write_text("opened\n")
+    out, _ = process.communicate(timeout=60)
+    assert re.match(r"patient \((\w{8})\) submitted to local; `nemorun status \1`", said)
+    assert out == "opened\n"
+
+
 def test_detach_prints_the_id_alone(process, workspace):
     done = process("run", "jobs.py:work", "--detach")
     assert done.code == 0, done.err
+    assert f"work ({done.out.strip()}) submitted to local" in done.err
     assert json.loads(process("status", done.out.strip(), "--json").out)["id"] == done.out.strip()
     assert process("logs", "-1", "-f").code == 0
 
