@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,37 +140,78 @@ class _Rerun(Experiment):
 
 
 def diff(left: str, right: str) -> list[Difference]:
-    """What differs between two recorded experiments: origin, code, configurations, executors."""
-    ours, theirs = (_flat(Record.find(text)) for text in (left, right))
+    """What differs between two recorded experiments: origin, code, configurations, executors.
+
+    Tasks of the same name are compared, and so are two only tasks, whatever they are called; a task that one
+    side has not is one row. The command lines come last.
+    """
+    ours, theirs = Record.find(left), Record.find(right)
+    rows = _differences("", _facts(ours), _facts(theirs))
+    pairs = {name: (name, name) for name in ours.run_dirs}
+    if len(ours.run_dirs) == len(theirs.run_dirs) == 1 and ours.run_dirs.keys() != theirs.run_dirs.keys():
+        pairs = {"task": (*ours.run_dirs, *theirs.run_dirs)}
+        rows.append(Difference("task", *pairs["task"]))
+    else:
+        pairs |= {name: (name, name) for name in theirs.run_dirs}
+    for path, (our_name, their_name) in pairs.items():
+        our_task, their_task = _task(ours, our_name), _task(theirs, their_name)
+        if our_task and their_task:
+            rows += _differences(f"{path}.", our_task, their_task)
+        else:
+            rows.append(Difference(path, _summary(our_task), _summary(their_task)))
+    return sorted(rows, key=lambda row: row.path == _COMMAND)
+
+
+_COMMAND = "command"
+#: What differs between any two experiments, and where their files are; the code has its checksum.
+_OWN_FACTS = ("id", "created", "archive", "tasks")
+_OWN_OF_JOB = ("name", "token", "run_dir", "task", "code", "PYTHONPATH")
+
+
+def _differences(prefix: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[Difference]:
     return [
-        Difference(path, ours.get(path), theirs.get(path))
+        Difference(prefix + path, ours.get(path), theirs.get(path))
         for path in dict.fromkeys([*ours, *theirs])
         if ours.get(path) != theirs.get(path)
     ]
 
 
-#: What differs between any two experiments, and where their files are.
-_OWN = ("id", "created", "token", "run_dir", "task", "archive", "tasks")
+def _facts(record: Record) -> dict[str, str]:
+    return _flat(record.read(record.folder / "experiment.yaml"), _OWN_FACTS)
 
 
-def _flat(record: Record) -> dict[str, str]:
-    """Dotted path -> text, of everything recorded; nothing is imported for it."""
+def _task(record: Record, name: str) -> dict[str, str]:
+    """Dotted path -> text, of everything recorded of a task; empty where there is none of that name."""
     found: dict[str, str] = {}
-    _flatten("", yaml.compose(record.read(record.folder / "experiment.yaml")), found)
-    for name, run_dir in record.run_dirs.items():
-        for file, path in (("job.json", ""), ("task.yaml", ""), ("executor.yaml", ".executor")):
+    if run_dir := record.run_dirs.get(name):
+        files = (("job.json", "", _OWN_OF_JOB), ("task.yaml", "", ()), ("executor.yaml", "executor.", ()))
+        for file, path, own in files:
             if (run_dir / file).exists():
-                _flatten(f"{name}{path}", yaml.compose(record.read(run_dir / file)), found)
+                flat = _flat(record.read(run_dir / file), own)
+                found.update((path + key, value) for key, value in flat.items())
     return found
 
 
-def _flatten(path: str, node: Any, found: dict[str, str]) -> None:
+def _summary(task: Mapping[str, str]) -> str | None:
+    return task.get("_target_") or task.get(_COMMAND)
+
+
+def _flat(text: str, own: Sequence[str]) -> dict[str, str]:
+    """Dotted path -> text, of what YAML (or JSON) holds but for `own` keys; nothing is imported for it."""
+    found: dict[str, str] = {}
+    _flatten("", yaml.compose(text), own, found)
+    return found
+
+
+def _flatten(path: str, node: Any, own: Sequence[str], found: dict[str, str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            if key.value not in _OWN:
-                _flatten(f"{path}.{key.value}" if path else str(key.value), value, found)
+            if key.value not in own:
+                _flatten(f"{path}.{key.value}" if path else str(key.value), value, own, found)
+    elif isinstance(node, yaml.SequenceNode) and path == _COMMAND:
+        found[path] = shlex.join(str(word.value) for word in node.value)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _flatten(f"{path}[{index}]", value, found)
+            _flatten(f"{path}[{index}]", value, own, found)
     elif node is not None:
         found[path] = str(node.value)

@@ -124,6 +124,16 @@ def test_diff(cli, two):
     assert "no difference" in cli("diff", "-1", "-1").err
 
 
+def test_diff_shows_arguments_of_any_name(cli, workspace):
+    (workspace / "named.py").write_text("def f(id=0, token=0, name='', code=0, archive=0): pass\n")
+    for n in (1, 2):
+        words = [f"{name}={n}" for name in ("id", "token", "name", "code", "archive")]
+        assert cli("run", "named.py:f", *words).code == 0
+    rows = json.loads(cli("diff", "-2", "-1", "--json").out)
+    shown = [row["path"] for row in rows]
+    assert shown == ["f.id", "f.token", "f.name", "f.code", "f.archive"]
+
+
 def test_rerun_uses_the_recorded_code_and_config(process, cli, workspace, two):
     (workspace / "jobs.py").write_text("raise SystemExit('edited')")
     done = process("rerun", "first", "n=5")

@@ -93,3 +93,23 @@ def test_differences_stand_by_their_paths(folder: Path, jobs: ModuleType) -> Non
     assert found["double.resources.ntasks_per_node"] == ("1", "2")
     assert found["double.executor.ntasks_per_node"] == (None, "2")
     assert not any("token" in path or "run_dir" in path for path in found)
+
+
+def test_only_tasks_are_compared_whatever_they_are_called(jobs: ModuleType) -> None:
+    for name, n in (("one", 1), ("two", 2)):
+        run.run(run.Partial(jobs.double, n=n), name=name)
+    found = {row.path: (row.left, row.right) for row in diff("one", "two")}
+    assert found["task"] == ("one", "two")
+    assert found["task.n"] == ("1", "2")
+    assert not any(path.startswith(("one", "two")) or "PYTHONPATH" in path for path in found)
+
+
+def test_a_task_of_one_side_is_one_row(jobs: ModuleType) -> None:
+    both, one = run.Experiment("both"), run.Experiment("one")
+    for experiment in (both, one):
+        experiment.add(run.Partial(jobs.double, n=1), name="same")
+    both.add(run.Command(["true", "a b"]), name="more")
+    both.run()
+    one.run()
+    rows = [row for row in diff("one", "both") if row.path.startswith(("same", "more"))]
+    assert rows == [("more", None, "true 'a b'")]
