@@ -14,7 +14,7 @@ from nemorun.config.overrides import apply, split_override
 from nemorun.config.overrides.grammar import Override, split_call
 from nemorun.config.overrides.values import Discover, Reader
 from nemorun.config.signature import name_of, signature
-from nemorun.errors import ConfigError, DiscoveryError, OverrideError
+from nemorun.errors import ConfigError, DiscoveryError, OverrideError, did_you_mean
 
 
 def call_factory(found: Found, *arguments: str, workspace_root: Path | None = None) -> Any:
@@ -43,6 +43,8 @@ def resolve(recipe: str, overrides: Sequence[str] = (), workspace_root: Path | N
     task = _finish(call)
     if not isinstance(task, Partial):
         raise DiscoveryError(f"'{name}' makes {task!r}; a recipe makes a Partial")
+    if found.kind == "factory":
+        _check_names(parts, task, call)
     apply(task, [one.text for one in parts], discover=discover)
     return task
 
@@ -65,9 +67,10 @@ def _for_factory(call: Partial[Any], overrides: Sequence[Override], discover: Di
 
     What the task takes is known only once the factory has been called, and it may need some of them for that.
     """
-    parameters = signature(call.__fn_or_cls__).parameters
-    candidates = [one for one in overrides if one.path and one.path[0].key in parameters]
-    needed = [one for one in candidates if parameters[one.path[0].key].required]
+    takes = signature(call.__fn_or_cls__)
+    parameters = takes.parameters
+    candidates = [one for one in overrides if one.path and (takes.takes_any or one.path[0].key in parameters)]
+    needed = [one for one in candidates if (it := parameters.get(one.path[0].key)) and it.required]
     if not candidates:
         return []
     trial = call.__copy__()
@@ -77,6 +80,21 @@ def _for_factory(call: Partial[Any], overrides: Sequence[Override], discover: Di
         raise DiscoveryError(f"{name_of(call.__fn_or_cls__)} returns {task!r}; a recipe makes a Partial")
     taken = signature(task.__fn_or_cls__).parameters
     return [one for one in candidates if one in needed or one.path[0].key not in taken]
+
+
+def _check_names(overrides: Sequence[Override], task: Partial[Any], call: Partial[Any]) -> None:
+    """Refuse a name that neither the task nor the factory takes; either may have the one that was meant."""
+    takes, made_by = signature(task.__fn_or_cls__), signature(call.__fn_or_cls__)
+    known = [*takes.parameters, *made_by.parameters]
+    for one in overrides:
+        if one.path and one.path[0].key not in known and not takes.takes_any:
+            hint = did_you_mean(one.path[0].key, known) or "."
+            ours, theirs = name_of(task.__fn_or_cls__), name_of(call.__fn_or_cls__)
+            raise OverrideError(
+                f"'{one.text}': neither {ours} nor its recipe {theirs} has an argument "
+                f"'{one.path[0].key}'{hint} {ours} takes: {', '.join(takes.parameters) or 'none'}; "
+                f"{theirs} takes: {', '.join(made_by.parameters) or 'none'}"
+            )
 
 
 def _discover_for(found: Found, workspace_root: Path | None) -> Discover:

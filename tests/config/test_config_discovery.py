@@ -186,7 +186,7 @@ def test_arguments_of_the_factory_and_of_the_task() -> None:
     )
     assert recipe.model == Model(hidden_size=32, num_heads=2)
     assert (recipe.trainer.max_steps, recipe.steps) == (5, 4)
-    with pytest.raises(OverrideError, match="train has no argument 'hiden_size'"):
+    with pytest.raises(OverrideError, match="did you mean 'hidden_size'"):
         resolve("config_samples.tiny", ["hiden_size=3"])
     with pytest.raises(OverrideError, match="'hidden_size=x': 'x' is not int"):
         resolve("config_samples.tiny", ["hidden_size=x"])
@@ -247,3 +247,19 @@ def test_calling_a_factory_with_texts() -> None:
     assert call_factory(find("config_samples.train"), "steps=3") == run.Partial(train, steps=3)
     assert call_factory(find("config_samples.big_model")) == big_model()
     assert call_factory(find("config_samples.Lora"), "rank=1")() == Lora(rank=1)
+
+
+def test_a_mistaken_name_may_have_been_the_recipes_parameter(workspace: Path) -> None:
+    with pytest.raises(OverrideError, match=r"'widht=8': .* did you mean 'width'\?"):
+        resolve("mine", ["widht=8"], workspace)
+    with pytest.raises(OverrideError, match=r"'TRAINER\.lr=8': .* did you mean 'trainer'\?"):
+        resolve("mine", ["TRAINER.lr=8"], workspace)
+
+
+def test_a_recipe_that_takes_any_name_gets_what_its_task_does_not_take(tmp_path: Path) -> None:
+    (tmp_path / "loose_any.py").write_text(
+        "import nemorun as run\ndef work(n=1, text=''): pass\n"
+        "@run.factory\ndef any_name(**more): return run.Partial(work, text=repr(more))\n"
+    )
+    task = resolve(f"{tmp_path}/loose_any.py:any_name", ["n=2", "other=3"])
+    assert (task.n, task.text) == (2, "{'other': 3}")
