@@ -35,7 +35,10 @@ JOBS = """
     def boom_on_rank_1():
         print("here is rank", os.environ["RANK"])
         if os.environ["RANK"] == "1":
+            while not Path("rank-0-has-printed").exists():
+                time.sleep(0.01)
             raise ValueError("the very reason")
+        Path("rank-0-has-printed").touch()
         time.sleep(600)
 
 
