@@ -36,6 +36,11 @@ class Buildable(Generic[T]):
     def __init__(self, target: Callable[..., T], /, **arguments: Any) -> None:
         if isinstance(target, Buildable) or not callable(target):
             raise ConfigError(f"{type(self).__name__} takes a function or a class, not {target!r}")
+        if isinstance(target, functools.partial):  # it has no name to be found by; its function has
+            if target.args:
+                raise ConfigError(f"{target!r} binds arguments by position: bind them by name")
+            arguments = {**target.keywords, **arguments}
+            target = target.func
         object.__setattr__(self, "__fn_or_cls__", target)
         object.__setattr__(self, "__arguments__", {})
         for name, value in arguments.items():

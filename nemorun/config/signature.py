@@ -46,8 +46,10 @@ class Parameter:
 @dataclass(frozen=True)
 class Signature:
     parameters: Mapping[str, Parameter]
-    takes_any: bool
-    """Takes `**kwargs`: every name is allowed."""
+    takes_any: str | None
+    """The name of its `**kwargs`, where it has them: every name is allowed."""
+    unnamed: tuple[str, ...] = ()
+    """Required arguments that can only be given by position, which no task and no Config does."""
 
 
 def name_of(target: Any) -> str:
@@ -58,9 +60,9 @@ def name_of(target: Any) -> str:
 @cache
 def signature(target: Callable[..., Any]) -> Signature:
     try:
-        found = inspect.signature(target).parameters.values()
+        found = list(inspect.signature(target).parameters.values())
     except ValueError:  # some builtins tell nothing
-        return Signature({}, takes_any=True)
+        return Signature({}, takes_any="kwargs")
     factories = {}
     if dataclasses.is_dataclass(target):
         factories = {
@@ -77,12 +79,21 @@ def signature(target: Callable[..., Any]) -> Signature:
         else:
             value = MISSING if one.default is one.empty else one.default
             parameters[one.name] = Parameter(one.name, value)
-    return Signature(parameters, any(one.kind is one.VAR_KEYWORD for one in found))
+    takes_any = next((one.name for one in found if one.kind is one.VAR_KEYWORD), None)
+    unnamed = (one.name for one in found if one.kind is one.POSITIONAL_ONLY and one.default is one.empty)
+    return Signature(parameters, takes_any, tuple(unnamed))
+
+
+def type_of(target: Callable[..., Any], name: str) -> Any:
+    """An argument's type; `Any` where none is written or where it cannot be resolved."""
+    if name in (hints := _argument_hints(target)):
+        return hints[name]
+    rest = _hints(target).get(signature(target).takes_any or "", Any)
+    return Any if "Unpack[" in str(rest) else rest  # that is the type of all of them together
 
 
 @cache
-def type_hints(target: Callable[..., Any]) -> Mapping[str, Any]:
-    """Argument name -> its type, with `Any` where none is written or where it cannot be resolved."""
+def _argument_hints(target: Callable[..., Any]) -> Mapping[str, Any]:
     hints = _hints(target)
     result = {}
     for parameter in signature(target).parameters.values():

@@ -23,7 +23,7 @@ from nemorun.config.signature import (
     name_of,
     returned_type,
     signature,
-    type_hints,
+    type_of,
     type_text,
 )
 from nemorun.errors import ConfigError
@@ -49,12 +49,11 @@ def validate(buildable: Buildable[Any]) -> None:
 
 def _check_types(buildable: Buildable[Any], path: str, problems: list[str]) -> None:
     target = buildable.__fn_or_cls__
-    hints = type_hints(target)
     for name, value in buildable.__arguments__.items():
         place = f"{path}.{name}" if path else name
         value = value if isinstance(value, Buildable) else stored(value)  # dataclasses put into a list later
         try:
-            buildable.__arguments__[name] = converted(value, hints.get(name, Any))
+            buildable.__arguments__[name] = converted(value, type_of(target, name))
         except ConfigError as error:
             problems.extend(f"{place}{line}" for line in str(error).splitlines())
         for inner_place, inner in _buildables(value, place):
@@ -64,6 +63,10 @@ def _check_types(buildable: Buildable[Any], path: str, problems: list[str]) -> N
             f"{path}.{one.name}: {name_of(target)} needs it, and it is not set".removeprefix(".")
             for one in signature(target).parameters.values()
             if one.required and one.name not in buildable.__arguments__
+        )
+        problems.extend(
+            f"{path}.{name}: {name_of(target)} takes it by position only, not by name".removeprefix(".")
+            for name in signature(target).unnamed
         )
 
 
@@ -124,11 +127,28 @@ def _strict(annotation: Any) -> Any:
         inner = typing.cast(Any, Annotated)[parts]
     elif origin in _CONTAINERS:
         inner = origin[tuple(one if one is Ellipsis else _strict(one) for one in arguments)]
+    elif typing.is_typeddict(annotation):
+        inner = _strict_dict(annotation)
     elif annotation in _SCALARS:
         inner = Annotated[annotation, Strict()]
     elif annotation in _CONTAINERS or annotation in (None, type(None)) or _is_path(annotation):
         inner = annotation
     return Annotated[inner, WrapValidator(partial(_check, annotation))]
+
+
+def _strict_dict(annotation: Any) -> Any:
+    """The same TypedDict, its values `_strict`; a key that it has not is refused."""
+    from typing_extensions import NotRequired, TypedDict  # of pydantic, which takes this one on every Python
+
+    required = annotation.__required_keys__
+    fields = {
+        name: _strict(hint) if name in required else NotRequired[_strict(hint)]
+        for name, hint in typing.get_type_hints(annotation).items()
+    }
+    make: Any = TypedDict  # type checkers know it as a base class only
+    made = make(annotation.__name__, fields)
+    made.__pydantic_config__ = {"extra": "forbid"}
+    return made
 
 
 def _is_path(annotation: Any) -> bool:
@@ -169,6 +189,8 @@ def _check(annotation: Any, value: Any, handler: Any) -> Any:
             raise
         if kind is Annotated:
             raise wrong(f"{value!r} is not allowed: {first['msg']}") from None
+        if typing.is_typeddict(annotation):
+            raise wrong(f"{expected}, which has {', '.join(annotation.__annotations__)}") from None
         raise wrong(expected) from None
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from nemorun.config.buildable import Buildable, peek, stored
-from nemorun.config.signature import MISSING, signature, type_hints, type_text
+from nemorun.config.signature import MISSING, signature, type_of, type_text
 
 
 class Row(NamedTuple):
@@ -43,12 +43,12 @@ def tree(value: Any) -> list[Row]:
 def _rows(value: Any, path: str) -> Iterator[Row]:
     if isinstance(value, Buildable):
         target = value.__fn_or_cls__
-        hints, docs = type_hints(target), field_docs(target)
+        docs = field_docs(target)
         for name in {**signature(target).parameters, **value.__arguments__}:
             place = f"{path}.{name}" if path else name
             inner = peek(value, name)
             is_default = name not in value.__arguments__
-            yield Row(place, inner, type_text(hints.get(name, Any)), docs.get(name, ""), is_default)
+            yield Row(place, inner, type_text(type_of(target, name)), docs.get(name, ""), is_default)
             yield from _rows(inner, place)
     elif isinstance(value, (list, tuple, dict)):
         for key, one in value.items() if isinstance(value, dict) else enumerate(value):

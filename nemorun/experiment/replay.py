@@ -149,7 +149,7 @@ def diff(left: str, right: str) -> list[Difference]:
     rows = _differences("", _facts(ours), _facts(theirs))
     pairs = {name: (name, name) for name in ours.run_dirs}
     if len(ours.run_dirs) == len(theirs.run_dirs) == 1 and ours.run_dirs.keys() != theirs.run_dirs.keys():
-        pairs = {"task": (*ours.run_dirs, *theirs.run_dirs)}
+        pairs = {"task": (next(iter(ours.run_dirs)), next(iter(theirs.run_dirs)))}
         rows.append(Difference("task", *pairs["task"]))
     else:
         pairs |= {name: (name, name) for name in theirs.run_dirs}

@@ -195,3 +195,10 @@ def test_repr_names_the_target_and_the_arguments() -> None:
         repr(run.Config(Trainer, max_steps=3, folder=Path("x")))
         == "Config(Trainer, max_steps=3, folder=PosixPath('x'))"
     )
+
+
+def test_a_functools_partial_is_its_function_with_its_arguments() -> None:
+    bound = functools.partial(train, steps=3, data="a")
+    assert run.Partial(bound, data="b") == run.Partial(train, steps=3, data="b")
+    with pytest.raises(ConfigError, match="bind them by name"):
+        run.Partial(functools.partial(train, 1))

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NewType, Optional, Protocol, Union
+from typing import Annotated, Any, Literal, NewType, Optional, Protocol, TypedDict, Union
 
 import pytest
-from config_samples import Access, Color, Lora, Model, Trainer, WideModel, tiny, train
+from config_samples import Access, Color, Lora, Model, Trainer, WideModel, tiny, train, untyped
 from pydantic import Field
 
 import nemorun as run
@@ -25,6 +25,15 @@ UserId = NewType("UserId", int)
 
 class Runs(Protocol):
     speed: int
+
+
+class Settings(TypedDict, total=False):
+    lr: float
+    inner: Lora
+
+
+class Needed(TypedDict):
+    lr: float
 
 
 @dataclass
@@ -60,6 +69,7 @@ LOSSLESS = [
     ("3", Union[int, str], "3"),
     (2, Literal[1, 2], 2),
     (3, Positive, 3),
+    ({"lr": 1, "inner": run.Config(Lora)}, Settings, {"lr": 1.0, "inner": run.Config(Lora)}),
     (3, UserId, 3),
     ((1, 2), Sequence[int], (1, 2)),
     ({"a": 1}, Mapping[str, int], {"a": 1}),
@@ -107,6 +117,9 @@ REFUSED = [
     ([run.Config(Model)], list[Lora], r"value\[0\]: .*is not Lora"),
     (run.Config(Lora), Callable[..., int], "is not Callable"),
     (run.Config(train), int, "is not int"),  # it returns a dictionary
+    ({"lr": "x"}, Settings, r"value\['lr'\]: 'x' is not float"),
+    ({"rl": 1.0}, Settings, "is not Settings, which has lr, inner"),
+    ({}, Needed, "is not Needed, which has lr"),
 ]
 
 
@@ -155,6 +168,15 @@ def test_missing_arguments_are_named() -> None:
 
 def _needy(x: int) -> int:
     return x
+
+
+def positional(given: int, other: int = 0, /, *, named: int = 0) -> None: ...
+
+
+def test_what_can_only_be_given_by_position_is_refused() -> None:
+    with pytest.raises(ConfigError, match="given: positional takes it by position only"):
+        validate(run.Partial(positional))
+    validate(run.Partial(untyped, model=run.Partial(positional, named=1)))  # who calls it gives the rest
 
 
 def test_a_nested_partial_may_lack_arguments() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemorun.config.buildable import Buildable, Config, check_name, peek
-from nemorun.config.signature import MISSING, is_union, name_of, type_hints
+from nemorun.config.signature import MISSING, is_union, name_of, type_of
 from nemorun.errors import ConfigError, OverrideError, did_you_mean
 
 _FILE = re.compile(r"@.+\.ya?ml(:[^:]*)?", re.DOTALL)
@@ -69,7 +69,6 @@ def merge(buildable: Buildable[Any], values: Any) -> None:
         values = values.__arguments__
     if not isinstance(values, dict):
         raise OverrideError(f"the file holds {values!r} where a mapping of names to values is needed")
-    hints = type_hints(buildable.__fn_or_cls__)
     for name, value in values.items():
         check_name(buildable, str(name))
         current = peek(buildable, name)
@@ -77,5 +76,5 @@ def merge(buildable: Buildable[Any], values: Any) -> None:
             merge(current, value)
             value = current
         elif current is None or current is MISSING:
-            value = as_config(value, hints.get(name, Any))
+            value = as_config(value, type_of(buildable.__fn_or_cls__, name))
         buildable[name] = value
