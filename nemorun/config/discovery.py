@@ -15,7 +15,7 @@ from typing import Any
 from nemorun.config import packages, references
 from nemorun.config.factories import factory_name
 from nemorun.config.scripts import load_script
-from nemorun.config.signature import signature, type_hints, type_text
+from nemorun.config.signature import signature, type_of, type_text
 from nemorun.errors import ConfigError, DiscoveryError, did_you_mean
 
 ENTRY_POINTS = "nemorun.recipes"
@@ -79,10 +79,10 @@ def available(workspace_root: Path | None = None) -> list[Recipe]:
 
 def _recipe(name: str, found: Found) -> Recipe:
     doc = inspect.getdoc(found.factory) or ""
-    hints = type_hints(found.factory)
     parameters = []
     for one in signature(found.factory).parameters.values():
-        kind = "" if hints[one.name] is Any else f": {type_text(hints[one.name])}"
+        hint = type_of(found.factory, one.name)
+        kind = "" if hint is Any else f": {type_text(hint)}"
         default = "" if one.required else f" = {one.default()!r}"
         parameters.append(f"{one.name}{kind}{default}")
     return Recipe(name, doc.partition("\n")[0], tuple(parameters), found.origin)
@@ -162,7 +162,7 @@ def _in_file(path: Path, name: str | None, workspace_root: Path | None) -> Found
     try:
         thing = references.attribute(module, name.split("."), str(path))
     except ConfigError as error:
-        raise DiscoveryError(str(error)) from error
+        raise DiscoveryError(f"{error} Its factories: {', '.join(factories) or 'none'}") from error
     return _callable(thing, f"{path}:{name}")
 
 
@@ -180,6 +180,8 @@ def _module(path: Path, workspace_root: Path | None) -> ModuleType:
 
 
 def _dotted(name: str, workspace_root: Path | None) -> Found:
+    if not all(part.isidentifier() for part in re.split("[.:]", name)):
+        raise DiscoveryError(f"'{name}' is no name; write RECIPE, FILE.py:NAME or package.module.NAME")
     if workspace_root is not None and str(workspace_root) not in sys.path:
         sys.path.insert(0, str(workspace_root))
     try:

@@ -124,7 +124,9 @@ def test_unknown_names_get_the_nearest(workspace: Path) -> None:
         ("config_samples.tinny", "did you mean 'tiny'"),
         ("no_such.module", "there is no module 'no_such'"),
         ("config_samples.__doc__", "a factory, a function or a class is needed"),
-        ("what ever", "is not a name like"),
+        ("what ever", "'what ever' is no name; write RECIPE"),
+        ("recipes/mine.py:x:y", "is no name; write"),
+        ("recipes/mine.py:nosuch", "Its factories: mine"),
     ]:
         with pytest.raises(DiscoveryError, match=message):
             find(name, workspace)
@@ -222,7 +224,8 @@ def test_factories_of_the_workspace_are_values(workspace: Path) -> None:
     )
     assert resolve("mine", ["model=wide"], workspace).model == Model(hidden_size=1024)
     assert resolve("mine", ["model=wide(by=3)"], workspace).model == Model(hidden_size=1536)
-    with pytest.raises(OverrideError, match="'model=wid': there is no recipe 'wid'; did you mean 'wide'"):
+    said = r"'wid' is none of Model, WideModel\. And there is no recipe 'wid'; did you mean 'wide'"
+    with pytest.raises(OverrideError, match=said):
         resolve("mine", ["model=wid"], workspace)
 
 

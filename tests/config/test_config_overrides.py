@@ -8,7 +8,7 @@ import contextlib
 import enum
 import string
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, TypedDict, Union
 
 import pytest
 from config_samples import Access, Color, Lora, Model, Trainer, WideModel, big_model, tiny, train, untyped
@@ -18,9 +18,17 @@ from hypothesis import strategies as st
 import nemorun as run
 from nemorun.config import apply, expand_sweep, split_override, validate
 from nemorun.config.overrides.values import Reader
-from nemorun.errors import DiscoveryError, OverrideError
+from nemorun.errors import ConfigError, DiscoveryError, OverrideError
 
 FACTORIES = {"big_model": big_model, "tiny": tiny, "builtins.int": int, "builtins.abs": abs}
+
+
+class Settings(TypedDict, total=False):
+    lr: float
+    name: str
+
+
+def with_kwargs(n: int = 0, **more: float) -> None: ...
 
 
 def discover(name: str) -> Any:
@@ -168,7 +176,8 @@ def test_falsy_values_survive(override: str, value: Any) -> None:
         ("trainer.lr=fast", "'fast' is not float"),
         ("trainer.exclusive=maybe", "'maybe' is not bool"),
         ("trainer.precision=bf61", "'bf61' is not one of 'fp32' | 'bf16'"),
-        ("trainer.color=green", "one of red, blue"),
+        ("trainer.color=green", "there are RED ('red'), BLUE ('blue')"),
+        ("trainer.color=Blu", "did you mean 'BLUE'?"),
         ("trainer.betas=[1]", "has 1 items"),
         ("trainer.steps=1,2", "write [a, b]"),
         ("trainer.steps=[1, x]", "'x' is not int"),
@@ -178,8 +187,10 @@ def test_falsy_values_survive(override: str, value: Any) -> None:
         ("trainer.layers[0].rank=1", "has 0 items"),
         ("trainer.env.A.b=1", "has no key 'A'"),
         ("trainer.name.x=1", "which has nothing called 'x'"),
-        ("model.adapter.rank=1", "model.adapter is None: set model.adapter=… first"),
+        ("model.adapter.rank=1", "model.adapter is None: set model.adapter=Lora first"),
         ("model=huge", "there is no recipe 'huge'"),
+        ("model=Wide", "'Wide' is none of Model, WideModel"),
+        ("model.adapter=Lora(rnk=1)", "Lora has no argument 'rnk'; did you mean 'rank'?"),
         ("model=big_model(hidden=1)", "did you mean 'hidden_size'"),
         ("model=big_model(hidden_size=x)", "big_model: hidden_size: 'x' is not int"),
         ("model=big_model(1, 2, 3)", "takes 2 arguments"),
@@ -189,7 +200,7 @@ def test_falsy_values_survive(override: str, value: Any) -> None:
         ("trainer.name-=x", "takes =, +="),
         ("trainer.max_steps/=3", "is not int"),
         ("trainer.max_steps/=0", "division by zero"),
-        ("trainer.steps-=[3]", "not in list"),
+        ("trainer.steps-=[3]", "3 is not in it"),
         ("trainer", "is not an override"),
         ("--dryrun", "is not an override"),
         ("trainer.max_steps 3", "stopped at ' 3'"),
@@ -436,3 +447,30 @@ def test_every_enum_member_can_be_set_by_name_and_value() -> None:
     for member in Level:
         assert read(member.name, Level) is member and read(str(member.value), Level) is member
     assert read("WRITE", Access) is Access.WRITE
+
+
+def test_the_class_of_a_union_that_is_named_is_the_one_that_is_meant() -> None:
+    assert read("WideModel(num_heads=2)", Union[Lora, Model]) == run.Config(WideModel, num_heads=2)
+    with pytest.raises(ConfigError, match="Lora has no argument 'rnk'; did you mean 'rank'"):
+        read("Lora(rnk=2)", Union[Lora, Model])
+    assert read("bool", Union[int, str]) == "bool"  # a subclass of int, and a word
+
+
+def test_a_typed_dictionary_reads_each_value_by_its_key() -> None:
+    assert read("{lr: 1, name: 2}", Settings) == {"lr": 1.0, "name": "2"}
+    assert type(read("{lr: 1}", Settings)["lr"]) is float
+
+
+def test_an_operation_whose_result_does_not_fit() -> None:
+    with pytest.raises(OverrideError, match=r"'precision\+=x': precision: 'fp32x' is not 'fp32' \| 'bf16'"):
+        apply(tiny().trainer, ["precision+=x"])
+
+
+def test_names_that_only_kwargs_take_have_their_type() -> None:
+    recipe = changed("more=1", "n=2", recipe=run.Partial(with_kwargs))
+    assert (recipe.more, type(recipe.more)) == (1.0, float)
+    with pytest.raises(OverrideError, match="'x' is not float"):
+        changed("more=x", recipe=recipe)
+    recipe.more = "x"
+    with pytest.raises(ConfigError, match="more: 'x' is not float"):
+        validate(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import typing
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from nemorun.config.buildable import Buildable, Config, check_name, peek
 from nemorun.config.overrides import files
 from nemorun.config.overrides.grammar import Override, Step, path_text, split_override
 from nemorun.config.overrides.values import Discover, Reader
-from nemorun.config.signature import MISSING, is_union, returned_type, type_hints
+from nemorun.config.signature import MISSING, is_union, name_of, returned_type, type_of
 from nemorun.config.validation import converted
 from nemorun.errors import ConfigError, DiscoveryError, OverrideError, did_you_mean
 
@@ -70,7 +71,7 @@ def _changed(value: Any, annotation: Any, path: Sequence[Step], depth: int, chan
         value = Config(kind)
     if isinstance(value, Buildable):
         check_name(value, step.key)
-        hint = type_hints(value.__fn_or_cls__).get(step.key, Any)
+        hint = type_of(value.__fn_or_cls__, step.key)
         value[step.key] = _changed(peek(value, step.key), hint, path, depth + 1, change)
         return value
     place = path_text(path[:depth])
@@ -88,8 +89,15 @@ def _changed(value: Any, annotation: Any, path: Sequence[Step], depth: int, chan
         new = _changed(value.get(key, MISSING), value_type, path, depth + 1, change)
         return {**value, key: new}
     if value is MISSING or value is None:
-        raise OverrideError(f"{place} is {'not set' if value is MISSING else None}: set {place}=… first")
+        what = _classes(annotation) or "…"
+        raise OverrideError(f"{place} is {'not set' if value is MISSING else None}: set {place}={what} first")
     raise OverrideError(f"{place} is {value!r}, which has nothing called '{step.key}' in it")
+
+
+def _classes(annotation: Any) -> str:
+    """What could stand where nothing does: `Adam or SGD`."""
+    kinds = typing.get_args(annotation) if is_union(annotation) else (annotation,)
+    return " or ".join(name_of(one) for one in kinds if dataclasses.is_dataclass(one))
 
 
 def _index(step: Step, value: Sequence[Any], place: str) -> int:
@@ -149,7 +157,10 @@ def _change_of(override: Override, reader: Reader) -> _Change:
             raise OverrideError(f"{override.place} is {current!r}: {error}") from error
         if kind is int and isinstance(result, float) and result.is_integer():
             result = int(result)
-        return converted(result, annotation)
+        try:
+            return converted(result, annotation)
+        except ConfigError as error:
+            raise OverrideError(f"{override.place}{error}") from error
 
     return assign if override.operator == "=" else operate
 
@@ -157,5 +168,7 @@ def _change_of(override: Override, reader: Reader) -> _Change:
 def _minus(items: list[Any], away: list[Any]) -> list[Any]:
     items = list(items)
     for one in away:
+        if one not in items:
+            raise ValueError(f"{one!r} is not in it")
         items.remove(one)
     return items

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from pathlib import PurePath
@@ -16,9 +16,9 @@ from nemorun.config.buildable import Buildable, Config, Partial, check_name, is_
 from nemorun.config.factories import factory_name
 from nemorun.config.overrides import files
 from nemorun.config.overrides.grammar import literal, split, split_call, unquoted
-from nemorun.config.signature import MISSING, is_union, name_of, signature, type_hints, type_text
+from nemorun.config.signature import MISSING, is_union, name_of, signature, type_of, type_text
 from nemorun.config.validation import enum_member, fits
-from nemorun.errors import ConfigError, DiscoveryError, OverrideError
+from nemorun.errors import ConfigError, DiscoveryError, OverrideError, did_you_mean
 
 Discover = Callable[[str], Callable[..., Any]]
 
@@ -61,6 +61,10 @@ class Reader:
 
     def _union(self, text: str, annotation: Any) -> Any:
         complaint = OverrideError(f"{text!r} is not {type_text(annotation)}")
+        name, _ = split_call(text) or (text, None)
+        for one in typing.get_args(annotation):
+            if _rank(one) == len(_FIRST) and name in _subclasses(one):  # that one and no other is meant
+                return self.read(text, one)
         for one in sorted(typing.get_args(annotation), key=_rank):
             try:
                 return self.read(text, one)
@@ -109,12 +113,13 @@ class Reader:
 
     def _dict(self, text: str, annotation: Any) -> dict[Any, Any]:
         key_type, value_type = typing.get_args(annotation) or (Any, Any)
+        fields = typing.get_type_hints(annotation) if typing.is_typeddict(annotation) else {}
         result: dict[Any, Any] = {}
         for key_text, value in _pairs(text, annotation):
             key = self.read(key_text, key_type)
             if not is_key(key):
                 raise OverrideError(f"{key_text!r} cannot be a key")
-            result[key] = self.read(value, value_type)
+            result[key] = self.read(value, fields.get(key, value_type))
         return result
 
     def _thing(self, text: str, annotation: Any) -> Any:
@@ -128,7 +133,7 @@ class Reader:
             self.bind(result, [f"{name}={value}" for name, value in _pairs(text, annotation)])
             return result
         name, arguments = split_call(text) or (text, None)
-        target = _subclasses(annotation).get(name) or self.discover(name)
+        target = (known := _subclasses(annotation)).get(name) or self._discovered(name, known)
         if factory_name(target):
             call = Partial(target)
             self.bind(call, arguments or [])
@@ -138,6 +143,15 @@ class Reader:
         made: Buildable[Any] = Partial(target) if kind is Callable else Config(target)
         self.bind(made, arguments or [])
         return self._fitting(made, annotation, text)
+
+    def _discovered(self, name: str, known: Iterable[str]) -> Any:
+        try:
+            return self.discover(name)
+        except DiscoveryError as error:
+            if known and name.isidentifier():
+                hint = did_you_mean(name, known) or "."
+                raise OverrideError(f"'{name}' is none of {', '.join(known)}{hint} And {error}") from error
+            raise
 
     def bind(self, call: Buildable[Any], arguments: Sequence[str]) -> None:
         """Bind arguments written as in a call: by position first, then by name."""
@@ -152,7 +166,7 @@ class Reader:
             name = name.strip()
             check_name(call, name)
             try:
-                call[name] = self.read(value.strip(), type_hints(target).get(name, Any))
+                call[name] = self.read(value.strip(), type_of(target, name))
             except OverrideError as error:
                 raise OverrideError(f"{name_of(target)}: {name}: {error}") from error
 
@@ -194,7 +208,9 @@ def _scalar(text: str, kind: type) -> Any:
         word = unquoted(text).removeprefix(f"{kind.__name__}.")
         member = enum_member(kind, word) or enum_member(kind, literal(word))
         if member is None:
-            raise OverrideError(f"{expected}; one of {', '.join(str(one.value) for one in kind)}")
+            members = ", ".join(f"{one.name} ({one.value!r})" for one in kind)
+            hint = did_you_mean(word, kind.__members__) or ";"
+            raise OverrideError(f"{expected}{hint} there are {members}")
         return member
     if kind is type(None) and text in ("None", "null"):
         return None
