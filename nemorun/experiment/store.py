@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -188,19 +188,37 @@ def _status(row: sqlite3.Row) -> JobStatus:
 def _transaction(kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
     path = home() / "nemorun.db"
     try:
+        with closing(_open(path, reading=kind == "DEFERRED")) as db:  # rolls back what was not committed
+            db.row_factory = sqlite3.Row
+            db.execute(f"BEGIN {kind}")
+            yield db
+            db.execute("COMMIT")
+    except (sqlite3.Error, OSError) as error:
+        damaged = type(error) is sqlite3.DatabaseError  # and not one of its kinds: locked, full, read-only …
+        advice = "; move it away, and it is made anew from the experiments' folders" if damaged else ""
+        why = "the disk is full" if _is_full(path.parent) else error
+        raise StoreError(f"the experiment store {path} cannot be used: {why}{advice}") from error
+
+
+def _open(path: Path, reading: bool) -> sqlite3.Connection:
+    """A connection to the index, its tables up to date."""
+    try:
         if not path.exists():
             os.close(os.open(path, os.O_CREAT, 0o600))
         db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
         try:
-            db.row_factory = sqlite3.Row
             migrate(db, _rebuild)
-            db.execute(f"BEGIN {kind}")
-            yield db
-            db.execute("COMMIT")
-        finally:
-            db.close()  # rolls back what was not committed
-    except (sqlite3.Error, OSError) as error:
-        damaged = type(error) is sqlite3.DatabaseError  # and not one of its kinds: locked, full, read-only …
-        advice = "; move it away, and it is made anew from the experiments' folders" if damaged else ""
-        why = "the disk is full" if shutil.disk_usage(path.parent).free < 1 << 17 else error
-        raise StoreError(f"the experiment store {path} cannot be used: {why}{advice}") from error
+        except BaseException:
+            db.close()
+            raise
+        return db
+    except sqlite3.OperationalError:
+        writable = os.access(path.parent, os.W_OK) and not _is_full(path.parent)
+        if writable or not (reading and path.stat().st_size):
+            raise
+        # Its lock and its log need room even to read it. Nobody can write now, so it can be read without.
+        return sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True, isolation_level=None)
+
+
+def _is_full(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free < 1 << 17

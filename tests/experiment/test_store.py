@@ -1,6 +1,7 @@
 """The index: many writers, one truth, and every way to name an experiment."""
 
 import json
+import resource
 import sqlite3
 import stat
 import subprocess
@@ -143,3 +144,18 @@ def test_ids_are_no_numbers_and_differ() -> None:
     ids = {new_id() for _ in range(2000)}
     assert len(ids) == 2000
     assert all(len(id) == 8 and id[0].isalpha() and json.dumps(id).islower() for id in ids)
+
+
+def test_a_full_disk_does_not_keep_the_index_from_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's log needs room even for a reader, and a run must still be found to be cancelled."""
+    add("abcdefgh")
+    monkeypatch.setattr(store, "_is_full", lambda folder: True)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        found = store.entries()
+        with pytest.raises(StoreError, match="the disk is full"):
+            add("bcdefgha")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [entry.id for entry in found] == ["abcdefgh"]
