@@ -270,23 +270,23 @@ def _statuses(folder: Path, refs: list[JobRef]) -> dict[str, JobStatus]:
     """What the journal says of these jobs; it is brought to its end first if the supervisor died."""
     history = read(folder / "journal.jsonl")
     supervised = True
-    if history.supervisor is None or any(ref.name in history.unfinished for ref in refs):
+    if history.supervisor is None or not {ref.name for ref in refs}.isdisjoint(history.unfinished):
         if not folder.parent.is_dir():
             gone = JobStatus(JobState.UNKNOWN, message=f"its folder {folder.parent} is gone")
             return {ref.token: gone for ref in refs}
         folder.mkdir(exist_ok=True, mode=0o700)
         supervised = not reconcile(folder)
         history = read(folder / "journal.jsonl")
-    return {ref.token: _status(history, ref.name, supervised) for ref in refs}
+    return {ref.token: _status(history, ref.name, supervised, folder) for ref in refs}
 
 
-def _status(history: History, name: str, supervised: bool) -> JobStatus:
+def _status(history: History, name: str, supervised: bool, folder: Path) -> JobStatus:
     if history.abandoned:
-        return JobStatus(
-            JobState.FAILED,
-            Reason.NOT_SUBMITTED,
-            "its launcher, or its supervisor, ended before anything was started",
-        )
+        message = "its launcher, or its supervisor, ended before anything was started"
+        log = folder / "supervisor.log"
+        if log.exists() and log.stat().st_size:
+            message += f"; {log} says why"
+        return JobStatus(JobState.FAILED, Reason.NOT_SUBMITTED, message)
     if history.supervisor is None:
         return JobStatus(JobState.PENDING, message="it is being submitted")
     if name not in history.tasks:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +70,15 @@ class Journal:
             os.write(self._fd, line[written:])  # says why, by raising
             self._torn = False
 
+    def is_deleted(self) -> bool:
+        return os.fstat(self._fd).st_nlink == 0
+
     def close(self) -> None:
         os.close(self._fd)
+
+
+#: Path -> inode, bytes read, and the history up to there: a journal only grows.
+_known: dict[Path, tuple[int, int, History]] = {}
 
 
 def read(path: Path) -> History:
@@ -81,17 +87,23 @@ def read(path: Path) -> History:
         stat = path.stat()
     except FileNotFoundError:
         return History()
-    return _read(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _read(path: Path, inode: int, size: int, changed: int) -> History:
-    history = History()
-    tasks: dict[str, TaskHistory] = {}
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        with suppress(ValueError):  # the piece of a line that its writer could not finish
-            history = _add(history, tasks, json.loads(line))
-    return replace(history, tasks=tasks)
+    inode, done, history = _known.get(path, (0, 0, History()))
+    if inode != stat.st_ino or done > stat.st_size:
+        done, history = 0, History()
+    if done < stat.st_size:
+        with path.open("rb") as file:
+            file.seek(done)
+            added = file.read()
+        whole = added.rfind(b"\n") + 1
+        tasks = dict(history.tasks)
+        for line in added[:whole].splitlines():
+            with suppress(ValueError):  # the piece of a line that its writer could not finish
+                history = _add(history, tasks, json.loads(line))
+        history = replace(history, tasks=tasks)
+        if len(_known) > 100:
+            _known.clear()
+        _known[path] = (stat.st_ino, done + whole, history)
+    return history
 
 
 def _add(history: History, tasks: dict[str, TaskHistory], event: dict[str, Any]) -> History:

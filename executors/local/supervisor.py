@@ -31,6 +31,8 @@ from nemorun.job import JobState, Reason
 MAX_PREEMPTIONS = 20
 _LONGEST_BACKOFF = 60.0
 _GPU_INTERVAL = 0.2
+#: How often it looks whether its record is still there, in seconds.
+_RECORD_INTERVAL = 10.0
 
 
 @dataclass
@@ -106,11 +108,13 @@ class Supervisor:
         if any(task.waiting_for == Reason.RESOURCES and task.plan.gpus for task in self._tasks.values()):
             deadlines.append(now + _GPU_INTERVAL)  # another run's end sends us no signal
         known = [deadline for deadline in deadlines if deadline is not None]
-        select.select([self._wake], [], [], max(0.0, min(known) - now) if known else None)
+        select.select([self._wake], [], [], max(0.0, min([now + _RECORD_INTERVAL, *known]) - now))
         with suppress(BlockingIOError):
             os.read(self._wake, 4096)
 
     def _obey_cancels(self, now: float) -> None:
+        if self._journal.is_deleted():
+            self._cancel_all = True  # nobody can see this run, or cancel it, any more
         names = set(self._tasks) if self._cancel_all else set()
         with suppress(FileNotFoundError):
             names |= {path.name for path in (self._folder / "cancel").iterdir()}
@@ -118,7 +122,9 @@ class Supervisor:
             if task.attempt:
                 task.attempt.stop("cancelled", now)
             elif not task.state.ended:
-                self._end(task, JobState.CANCELLED, Reason.CANCELLED, "it was cancelled before it started")
+                again = " again" if task.attempts else ""
+                message = f"it was cancelled before it started{again}"
+                self._end(task, JobState.CANCELLED, Reason.CANCELLED, message)
 
     def _start_what_can(self, now: float) -> bool:
         """Start, or end, waiting tasks; True if one ended, which may decide about others."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from nemorun.errors import SubmitError
+from nemorun.errors import StoreError, SubmitError
 from nemorun.executors.local.journal import Journal, read, try_lock
 from nemorun.job import JobRef, JobState, Reason
 
@@ -243,3 +246,43 @@ def test_ranks_do_not_keep_the_lock(bench: Bench) -> None:
     fcntl.flock(lock, fcntl.LOCK_UN)
     os.close(lock)
     assert {int(fd) for fd in bench.log().split()} <= {0, 1, 2, 3}
+
+
+@needs_proc
+def test_a_run_whose_record_was_deleted_ends(bench: Bench) -> None:
+    """Nobody could see it or cancel it any more."""
+    bench.add(python=DAEMON)
+    bench.submit()
+    supervisor = started(bench)
+    wait_until(bench.path("starts").exists)
+    shutil.rmtree(bench.path("local"))
+    os.kill(supervisor, signal.SIGUSR1)  # it looks by itself, too, but seldom
+    wait_until(lambda: not alive(supervisor))
+    assert no_processes(bench)
+
+
+@needs_proc
+def test_cancelling_works_on_a_full_disk(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file can be made to say so; a signal will do where all is meant."""
+    bench.add("a", python=DAEMON)
+    bench.add("b", python="pass", dependencies=("a",))
+    bench.submit()
+    started(bench)
+    wait_until(bench.path("starts").exists)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "touch", Mock(side_effect=full))
+    with pytest.raises(StoreError, match="one task cannot be cancelled"):
+        bench.executor.cancel([bench.ref("a")])
+    bench.executor.cancel(bench.refs)
+    assert {status.state for status in bench.wait().values()} == {JobState.CANCELLED}
+
+
+def test_a_supervisor_that_cannot_start_tells_where_it_says_why(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "select.py").write_text("raise ImportError('a module of yours')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    bench.add(python="pass")
+    bench.submit()
+    status = bench.wait()["task"]
+    assert status.reason == Reason.NOT_SUBMITTED and "supervisor.log says why" in status.message
