@@ -53,8 +53,12 @@ class LogPrinter:
     def _print(self, name: str, rank: int, text: str) -> None:
         parts = [name] * self.several_tasks + [str(rank)] * (self.streams > 1)
         prefix = f"[{'/'.join(parts)}] " if parts else ""
-        for line in text.removesuffix("\n").split("\n"):
-            sys.stdout.write(f"{prefix}{line}\n")
+        lines = prefix + text.removesuffix("\n").replace("\n", f"\n{prefix}") + "\n"
+        try:
+            sys.stdout.write(lines)
+        except UnicodeEncodeError:  # a terminal that lacks a character is no reason to fail
+            encoding = sys.stdout.encoding
+            sys.stdout.write(lines.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def print_logs(

@@ -16,7 +16,7 @@ import nemorun as run
 from nemorun.config import Partial, load_script
 from nemorun.errors import ConfigError, DiscoveryError, TaskFailed
 from nemorun.executors.local import LocalExecutor
-from nemorun.experiment import records
+from nemorun.experiment import records, rerun
 from nemorun.job import JobState, Reason
 
 PYTHON = sys.executable
@@ -469,3 +469,32 @@ def test_a_scripts_arguments_are_the_tasks_too(folder: Path) -> None:
     )
     done = subprocess.run([PYTHON, "launch.py", "it's"], capture_output=True, text=True)
     assert "value it's" in done.stdout, done.stderr
+
+
+def test_what_the_terminal_cannot_show_does_not_stop_the_run(folder: Path) -> None:
+    (folder / "odd.py").write_text(
+        "import nemorun as run\nrun.run(run.Command(['printf', 'café']))\n", encoding="utf-8"
+    )
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "odd.py"], capture_output=True, text=True, env=env, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9\n"), done.stderr
+
+
+def test_a_patch_is_kept_to_the_byte(folder: Path, jobs: ModuleType) -> None:
+    (folder / "old.txt").write_bytes(b"1\r\n")
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"],
+    ):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    (folder / "old.txt").write_bytes(b"caf\xe9\r\n")
+    experiment = run.Experiment("patched")
+    experiment.add(jobs.double)
+    experiment.run()
+    assert b"+caf\xe9\r\n" in (experiment.record.folder / "git.diff").read_bytes()
+    again = rerun(experiment.id)
+    again.run()
+    assert (again.record.folder / "git.diff").read_bytes() == (
+        experiment.record.folder / "git.diff"
+    ).read_bytes()
