@@ -11,6 +11,7 @@ from nemorun.errors import PackagingError
 
 #: Kind of a line of `git status --porcelain=v2` -> columns before its path: a change, a rename, a conflict.
 _COLUMNS = {"1": 7, "2": 8, "u": 9}
+_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def diff(folder: Path) -> str:
 
 def _git(folder: Path, *args: str) -> str:
     """What git prints there; without locks, so that it is never in the way of a git that a person runs."""
-    env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    # A hook's git says which repository it runs for; that is not for us.
+    env = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
+    env |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
         done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, env=env, check=False)
     except FileNotFoundError:

@@ -52,7 +52,8 @@ def _spec(patterns: list[str]) -> Any:
 def _beside(root: Path, patterns: list[str]) -> list[str]:
     entries = list(os.scandir(root))
     names = [entry.name for entry in entries if entry.name.endswith(".py") and not entry.is_dir()]
-    packages = [entry.name for entry in entries if Path(entry.path, "__init__.py").is_file()]
+    folders = [entry for entry in entries if entry.is_dir()]
+    packages = [entry.name for entry in folders if Path(entry.path, "__init__.py").is_file()]
     if packages or patterns:
         ignored = _spec([*_NOT_CODE, *patterns])
         names = [name for name in names if not ignored.match_file(name)]

@@ -248,3 +248,17 @@ def test_a_broken_repository_is_an_error(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     with pytest.raises(PackagingError, match="git could not read"):
         git.status(tmp_path)
+
+
+def test_a_hooks_repository_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = repository(tmp_path / "ours", {"a.py": ""})
+    monkeypatch.setenv("GIT_DIR", str(repository(tmp_path / "hooks", {"b.py": ""}) / ".git"))
+    assert git.files(root) == ["a.py"]
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path, nemorun_home: Path) -> None:
+    root = repository(tmp_path, {"a.py": ""})
+    nemorun_home.mkdir()
+    (nemorun_home / "code").write_text("no folder can be made here")
+    with pytest.raises(PackagingError, match="code archive cannot be written to"):
+        frozen(root)
