@@ -51,7 +51,7 @@ class Workspace:
 
 def home() -> Path:
     """nemorun's own folder, $NEMORUN_HOME or ~/.nemorun; made if missing, open to its owner only."""
-    folder = Path(os.environ.get("NEMORUN_HOME") or Path.home() / ".nemorun").absolute()
+    folder = Path(os.environ.get("NEMORUN_HOME") or _users_home() / ".nemorun").absolute()
     if not folder.is_dir():
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,12 +63,22 @@ def home() -> Path:
     return folder
 
 
+def _users_home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a container's user, who has no account
+        raise ConfigError("you have no home folder; set HOME (or NEMORUN_HOME and XDG_CONFIG_HOME)") from None
+
+
 def find_workspace(start: Path | None = None) -> Workspace:
     """The workspace around `start` (default: the current folder); its settings stand on top of the user's."""
-    here = (start or Path.cwd()).resolve()
+    try:
+        here = (start or Path.cwd()).resolve()
+    except FileNotFoundError:
+        raise ConfigError("the folder that you are in was deleted; cd to one that exists") from None
     root, kind = _root(here)
     settings_path = root / SETTINGS_FILE if kind == "yaml" else None
-    config_home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    config_home = os.environ.get("XDG_CONFIG_HOME") or _users_home() / ".config"
     settings = _read(Path(config_home) / "nemorun" / SETTINGS_FILE, Settings())
     if settings_path is not None:
         settings = _read(settings_path, settings)

@@ -3,6 +3,7 @@
 import os
 import stat
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -124,3 +125,19 @@ def test_an_executor_goes_into_a_config_and_comes_back() -> None:
     config = as_config(one)
     assert set(config.__arguments__) == {"nodes", "env_vars", "time"}
     assert config.build() == one
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "NEMORUN_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", Mock(side_effect=KeyError))
+    with pytest.raises(ConfigError, match="set HOME"):
+        home()
+
+
+def test_a_folder_that_was_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="was deleted; cd to"):
+        find_workspace()
