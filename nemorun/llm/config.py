@@ -113,7 +113,7 @@ class DataConfig:
     seq_length: int | None = None
     """Tokens in a sequence. None: the model's seq_length."""
     val_fraction: float = 0.01
-    """Share of the documents kept for validation, at least one where there are two."""
+    """Share of the documents kept for validation, at least one; of a single one, this share of its end."""
     seed: int = 0
     """Seed of the order of the training sequences."""
     text_key: str = "text"

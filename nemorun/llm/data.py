@@ -30,7 +30,7 @@ from nemorun.training.loss import IGNORE
 END = 256
 """The token after each document."""
 VOCAB_SIZE = 257
-_FORMAT = 1
+_FORMAT = 2
 _NO_SOURCES = frozenset({"site-packages", "dist-packages", "test", "tests", "__pycache__"})
 
 
@@ -58,9 +58,13 @@ class TextData:
         self._windows = (len(self._train) - 1) // seq_length
         if self._windows < 1:
             raise TrainingError(
-                f"data.path={config.path} holds {len(self._train)} tokens, not one sequence of "
+                f"data.path={config.path} has {len(self._train)} tokens to train on, not one sequence of "
                 f"data.seq_length={seq_length} and the token after it"
             )
+
+    def __str__(self) -> str:
+        source = self.config.path or f"the library of Python {sys.version.split()[0]}"
+        return f"{len(self._train):,} tokens to train on, {len(self._val):,} to validate on: {source}"
 
     def next_step(self) -> list[tuple[Tensor, Tensor]]:
         """This rank's part of the next global batch: tokens and labels, each [micro_batch_size, S]."""
@@ -118,18 +122,27 @@ def make_cache(config: DataConfig) -> Path:
     final = parent / hashlib.sha256(description.encode()).hexdigest()[:20]
     if final.is_dir():
         return final
+    try:
+        _make(final, files, config)
+    except OSError as error:
+        # Another process was first, unless this is a real failure.
+        if not final.is_dir():
+            raise TrainingError(
+                f"the tokens of data.path={config.path} could not be cached: {error}. "
+                "data.cache_dir or NEMORUN_CACHE_DIR can name another folder"
+            ) from error
+    return final
+
+
+def _make(final: Path, files: list[Path], config: DataConfig) -> None:
+    parent = final.parent
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=parent))
     try:
         _write(partial, files, config)
         partial.rename(final)
-    except OSError:
-        # Another process was first, unless this is a real failure.
-        if not final.is_dir():
-            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return final
 
 
 def _files(config: DataConfig) -> list[Path]:
@@ -165,14 +178,18 @@ def _documents(files: list[Path], text_key: str) -> Iterator[tuple[str, bytes]]:
         if file.suffix != ".jsonl":
             yield name, file.read_bytes()
             continue
-        with file.open(encoding="utf-8") as lines:
+        with file.open("rb") as lines:  # as bytes, so that a line which is no UTF-8 can be named, too
             for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
                 try:
-                    yield f"{name}:{number}", json.loads(line)[text_key].encode()
+                    document = json.loads(line)[text_key].encode()
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise TrainingError(
-                        f"{file}, line {number}: not a JSON object with a text under {text_key!r}"
-                    ) from error
+                        f"{file}, line {number}: not a JSON object in UTF-8 with a text under {text_key!r} "
+                        f"({error}). data.text_key names the field"
+                    ) from None
+                yield f"{name}:{number}", document
 
 
 def _write(folder: Path, files: list[Path], config: DataConfig) -> None:
@@ -187,8 +204,10 @@ def _write(folder: Path, files: list[Path], config: DataConfig) -> None:
             else:
                 last = train.tell()
                 train.write(tokens.data)
-        if config.val_fraction and documents > 1 and not val.tell():
-            # Too few documents for chance to pick one: take the last.
+        if config.val_fraction and not val.tell():
+            # Too few documents for chance to pick one: take the last, or the end of the only one.
+            if documents == 1:
+                last = int(train.tell() // 2 * (1 - config.val_fraction)) * 2
             train.seek(last)
             val.write(train.read())
             train.truncate(last)

@@ -99,11 +99,28 @@ def test_validation_covers_the_whole_text_and_pads_its_end(config: DataConfig) -
 
 def test_json_lines_are_documents_and_a_bad_one_is_named(config: DataConfig, tmp_path: Path) -> None:
     config.path = tmp_path / "train.jsonl"
-    config.path.write_text('{"text": "über"}\n{"text": "b"}\n')
+    config.path.write_text('\ufeff{"text": "über"}\n\n{"text": "b"}\n', encoding="utf-8")
     folder = make_cache(config)
     assert bytes(text(folder, "train.bin")[:-1]).decode() == "über"
-    config.path.write_text('{"text": "a"}\n{"txt": "b"}\n')
-    with pytest.raises(TrainingError, match=r"train.jsonl, line 2: .*'text'"):
+    for bad in (b'{"txt": "b"}', b'{"text": b}', b'{"text": 1}', b'{"text": "caf\xe9"}', b"[1]"):
+        config.path.write_bytes(b'{"text": "a"}\n' + bad + b"\n")
+        with pytest.raises(TrainingError, match=r"train.jsonl, line 2: .*'text'"):
+            make_cache(config)
+
+
+def test_the_end_of_a_single_document_is_kept_for_validation(config: DataConfig, tmp_path: Path) -> None:
+    config.path = tmp_path / "one.txt"
+    config.path.write_bytes(bytes(range(200)))
+    config.val_fraction = 0.1
+    folder = make_cache(config)
+    assert text(folder, "train.bin") == list(range(180))
+    assert text(folder, "val.bin") == [*range(180, 200), END]
+
+
+def test_a_cache_that_cannot_be_made_is_a_sentence(config: DataConfig, tmp_path: Path) -> None:
+    config.cache_dir = tmp_path / "file"
+    config.cache_dir.write_text("not a folder")
+    with pytest.raises(TrainingError, match=r"could not be cached: .*NEMORUN_CACHE_DIR"):
         make_cache(config)
 
 
