@@ -8,7 +8,7 @@ import torch
 from nemorun.errors import ConfigError
 from nemorun.llm import GPTConfig, GPTModel
 from nemorun.llm.generation import generate
-from nemorun.llm.model import rotary, rotate
+from nemorun.llm.model import attend, rotary, rotate
 from nemorun.training.parallel import initialize
 
 LLAMA_8B = GPTConfig(num_query_groups=8)
@@ -65,6 +65,24 @@ def test_grouped_queries_equal_repeated_heads() -> None:
     full.load_state_dict(weights)
     tokens = torch.arange(16)[None]
     torch.testing.assert_close(grouped(tokens), full(tokens))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_as_products_equals_that_of_torch(groups: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    inputs = [torch.randn(2, 16, n, 8, generator=generator, requires_grad=True) for n in (4, groups, groups)]
+    query, key, value = (x.transpose(1, 2) for x in inputs)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=True
+    ).transpose(1, 2)
+    found = attend(*inputs)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_rotary_product_depends_on_the_distance_alone() -> None:
