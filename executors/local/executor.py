@@ -217,8 +217,8 @@ def _write_cancels(folder: Path, refs: list[JobRef]) -> None:
 
 
 def _is_all(history: History, refs: list[JobRef]) -> bool:
-    """Are these all tasks that have not ended?"""
-    return bool(history.unfinished) and {*history.unfinished} <= {ref.name for ref in refs}
+    """Are these all the supervisor's tasks that have not ended?"""
+    return history.supervisor is not None and {*history.unfinished} <= {ref.name for ref in refs}
 
 
 def _lock_for_submission(folder: Path, text: bytes) -> int | None:

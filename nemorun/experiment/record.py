@@ -139,11 +139,9 @@ class Record:
         changed = {name: status for name, status in found.items() if status != self.statuses[name]}
         if changed:
             try:
-                store.update(self.id, changed)
+                self._load(store.update(self.id, changed))
             except StoreError:  # a full disk, say: who asks next writes it down
                 self.statuses |= changed
-            else:
-                self._load(store.get(self.id))
         return bool(changed)
 
     def _poll(self) -> dict[str, JobStatus]:

@@ -99,8 +99,11 @@ def set_handles(experiment: str, handles: Mapping[str, str]) -> None:
         )
 
 
-def update(experiment: str, statuses: Mapping[str, JobStatus]) -> None:
-    """Write what was polled. A task that has ended stays as it is, whatever a late poll says."""
+def update(experiment: str, statuses: Mapping[str, JobStatus]) -> Entry:
+    """Write what was polled; returns the experiment as it stands then.
+
+    A task that has ended stays as it is, whatever a late poll says. Raises DiscoveryError.
+    """
     columns = ", ".join(f"{column} = :{column}" for column in _STATUS)
     rows = [{**asdict(status), "experiment": experiment, "name": name} for name, status in statuses.items()]
     for row in rows:
@@ -111,11 +114,16 @@ def update(experiment: str, statuses: Mapping[str, JobStatus]) -> None:
             "AND state NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED')",
             rows,
         )
+        found = _find(db, "WHERE id = ?", experiment)
+    return _only(found, experiment)
 
 
 def get(experiment: str) -> Entry:
     """The experiment of that full ID, as last written. Raises DiscoveryError."""
-    found = _select("WHERE id = ?", experiment)
+    return _only(_select("WHERE id = ?", experiment), experiment)
+
+
+def _only(found: list[Entry], experiment: str) -> Entry:
     if not found:
         raise DiscoveryError(f"there is no experiment '{experiment}'")
     return found[0]
@@ -164,15 +172,19 @@ def _listed(found: list[Entry]) -> str:
 
 def _select(condition: str, *values: object) -> list[Entry]:
     with _transaction("DEFERRED") as db:
-        experiments = db.execute(f"SELECT * FROM experiments {condition}", values).fetchall()
-        tasks: dict[str, list[TaskEntry]] = {row["id"]: [] for row in experiments}
-        marks = ", ".join("?" * len(tasks))
-        for row in db.execute(
-            f"SELECT * FROM tasks WHERE experiment IN ({marks}) ORDER BY position", list(tasks)
-        ):
-            tasks[row["experiment"]].append(
-                TaskEntry(row["name"], Path(row["run_dir"]), row["executor"], row["handle"], _status(row))
-            )
+        return _find(db, condition, *values)
+
+
+def _find(db: sqlite3.Connection, condition: str, *values: object) -> list[Entry]:
+    experiments = db.execute(f"SELECT * FROM experiments {condition}", values).fetchall()
+    tasks: dict[str, list[TaskEntry]] = {row["id"]: [] for row in experiments}
+    marks = ", ".join("?" * len(tasks))
+    for row in db.execute(
+        f"SELECT * FROM tasks WHERE experiment IN ({marks}) ORDER BY position", list(tasks)
+    ):
+        tasks[row["experiment"]].append(
+            TaskEntry(row["name"], Path(row["run_dir"]), row["executor"], row["handle"], _status(row))
+        )
     return [
         Entry(row["id"], row["name"], Path(row["folder"]), row["created_at"], tuple(tasks[row["id"]]))
         for row in experiments
