@@ -1,8 +1,8 @@
 """Checkpoints that are complete or not there: written beside their name, synced, and renamed.
 
 A checkpoint is a folder `step-00000100` with the files of torch.distributed.checkpoint (each rank writes its
-own part of weights, optimizer and random state) and `state.json` (step, data position). Until all of it is on
-disk the folder is called `step-00000100.tmp`, so the newest folder without `.tmp` is always a good one.
+own part of weights, optimizer and random state) and `state.json` (step, data position, sizes of the files).
+Until all of it is on disk the folder is called `step-00000100.tmp`: a killed save leaves the one before it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from nemorun.training.distributed import Ranks
 from nemorun.training.errors import TrainingError
+from nemorun.training.progress import say
 
 _COMPLETE = re.compile(r"step-(\d+)")
 _INDEX_CLASSES = (
@@ -42,6 +43,7 @@ _INDEX_CLASSES = (
     "TensorStorageMetadata",
     "_MEM_FORMAT_ENCODING",
 )
+_NONE, _ALL_DAMAGED = -1, -2
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -53,6 +55,17 @@ def complete(folder: Path) -> list[Path]:
         if (match := _COMPLETE.fullmatch(path.name))
     }
     return [found[step] for step in sorted(found)]
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint: missing, of another size, unreadable. None: nothing."""
+    try:
+        for name, size in json.loads((checkpoint / "state.json").read_text())["files"].items():
+            if (found := (checkpoint / name).stat().st_size) != size:
+                return f"{name} has {found:,} bytes instead of {size:,}"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 class Checkpointer:
@@ -91,28 +104,46 @@ class Checkpointer:
         return final
 
     def restore(self) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint into the model, the optimizer and the random state.
+        """Load the newest whole checkpoint into the model, the optimizer and the random state.
 
-        Returns its `state`, or None where there is none. Raises TrainingError where it does not fit.
+        Returns its `state`, or None where there is none. A damaged one is put aside with a warning, and the
+        one before it is taken. Raises TrainingError where all are damaged, or where it is of another model.
         """
-        if self.ranks.first:
-            self._tidy()
-        self.ranks.all(True)  # No rank looks before the first has tidied.
-        found = complete(self.folder)
-        if not found:
+        # The first rank chooses for all: they must not differ.
+        chosen = self._newest_whole() if self.ranks.first else 0
+        step = int(self.ranks.sum(chosen)[0])
+        if step == _NONE:
             return None
-        latest = found[-1]
+        if step == _ALL_DAMAGED:
+            raise TrainingError(
+                f"every checkpoint in {self.folder} is damaged. Without that folder the run starts anew"
+            )
+        latest = self.folder / f"step-{step:08d}"
         try:
             state = json.loads((latest / "state.json").read_text())
             tensors = self._tensors(with_random_state=state["ranks"] == self._kind())
-            dcp.load(tensors, storage_reader=SafeReader(latest))
+            reader = SafeReader(latest)
+            _refuse_another_model(latest, reader.read_metadata(), tensors)
+            dcp.load(tensors, storage_reader=reader)
         except (CheckpointException, OSError, ValueError, KeyError) as error:
-            raise TrainingError(
-                f"checkpoint {latest} cannot be loaded{_because(error)}. "
-                "If the model was changed, use another folder for the results or for the checkpoints"
-            ) from error
+            raise TrainingError(f"checkpoint {latest} cannot be loaded{_because(error)}") from error
         self._take(tensors)
         return state
+
+    def _newest_whole(self) -> int:
+        """The step to go on from, and the folder tidied for it."""
+        self._tidy()
+        found = complete(self.folder)
+        problems = {path: problem for path in found if (problem := damage(path))}
+        whole = [path for path in found if path not in problems]
+        if not whole:
+            return _ALL_DAMAGED if found else _NONE
+        for path in found[found.index(whole[-1]) + 1 :]:
+            aside = path.with_name(path.name + ".damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            say(f"warning: checkpoint {path} is damaged ({problems[path]}): it is now called {aside.name}")
+        return int(whole[-1].name.removeprefix("step-"))
 
     def _kind(self) -> str:
         """Ranks of the same kind have the same random states."""
@@ -191,7 +222,21 @@ class _IndexUnpickler(pickle.Unpickler):
         raise ValueError(f"its index names {module}.{name}, which no index needs: do not trust this file")
 
 
+def _refuse_another_model(checkpoint: Path, index: Metadata, tensors: dict[str, Any]) -> None:
+    """torch would load what is in both, and say nothing of layers that only the checkpoint has."""
+    saved = {k: tuple(v.size) for k, v in index.state_dict_metadata.items() if k.startswith("model.")}
+    ours = {k: tuple(v.shape) for k, v in tensors.items() if k.startswith("model.")}
+    for name in [*ours, *saved]:
+        if saved.get(name) != ours.get(name):
+            raise TrainingError(
+                f"checkpoint {checkpoint} is of another model: {name.removeprefix('model.')} is "
+                f"{saved.get(name, 'missing')} there and {ours.get(name, 'missing')} here. "
+                "Set the model as it was, or use another folder for the results or for the checkpoints"
+            )
+
+
 def _publish(partial: Path, final: Path, state: dict[str, Any]) -> None:
+    state["files"] = {path.name: path.stat().st_size for path in partial.iterdir()}
     with (partial / "state.json").open("w") as file:
         json.dump(state, file, indent=1)
         file.flush()
