@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from nemorun.training.config import LogConfig
 from nemorun.training.errors import TrainingError
+from nemorun.training.progress import say
 
 
 def results_folder(config: LogConfig) -> Path:
@@ -24,27 +26,34 @@ class Metrics:
     def __init__(self, config: LogConfig, step: int) -> None:
         folder = results_folder(config)
         folder.mkdir(parents=True, exist_ok=True)
+        self._failed = False
         self._file = _reopen(folder / "metrics.jsonl", step)
         self._tensorboard = _tensorboard(config, folder, step)
         self._wandb = _wandb(folder)
 
     def write(self, step: int, **values: float) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """Log `values`. A full disk costs the numbers, with one warning, and not the run."""
+        try:
+            self._write(step, values)
+        except OSError as error:
+            if not self._failed:
+                say(f"warning: metrics are not written any more: {error}. Training goes on")
+            self._failed = True
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        # In one write without a buffer: what has no room must not come later, with a line that has.
+        self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
         if self._tensorboard:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(values, step=step)
 
-    def write_text(self, step: int, name: str, text: str) -> None:
-        if self._tensorboard:
-            self._tensorboard.add_text(name, text, step)
-
     def close(self) -> None:
         self._file.close()
         if self._tensorboard:
-            self._tensorboard.close()
+            with contextlib.suppress(OSError):
+                self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
 
@@ -61,7 +70,7 @@ def _reopen(path: Path, step: int) -> Any:
     rewritten = path.with_suffix(".tmp")
     rewritten.write_text("".join(kept))
     rewritten.replace(path)
-    return path.open("a")
+    return path.open("ab", buffering=0)
 
 
 def _tensorboard(config: LogConfig, folder: Path, step: int) -> Any:
@@ -73,7 +82,7 @@ def _tensorboard(config: LogConfig, folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        print("warning: no TensorBoard events, because tensorboard is not installed: pip install tensorboard")
+        say("warning: no TensorBoard events, because tensorboard is not installed: pip install tensorboard")
         return None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

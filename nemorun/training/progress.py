@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 
 def say(text: str) -> None:
-    """Print at once: the line goes into a file that somebody follows."""
-    print(text, flush=True)
+    """Print at once: the line goes into a file that somebody follows. A full disk must not end the run."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def step_line(step: int, max_steps: int, values: dict[str, float], seconds_left: float) -> str:

@@ -84,7 +84,7 @@ class Trainer:
             self.step, self.tokens = state["step"], state["tokens"]
             batches.restore(state["data"])
             self._say(f"goes on from step {self.step}: {folder}")
-        self.metrics = Metrics(self.log, self.step) if self.ranks.first else None
+        self.metrics = self._open_metrics()
         try:
             with self._stop_signals():
                 return self._loop(batches)
@@ -96,7 +96,7 @@ class Trainer:
         end = self.config.max_steps
         if self.step >= end:
             self._say(f"nothing left to train: step {self.step} of {end} is done")
-            return self._validate(batches)
+            return self._validate(batches)  # It was written down when the step was done.
         clock = Clock(self.step, self.tokens)
         values: dict[str, float] = {}
         while True:
@@ -110,8 +110,10 @@ class Trainer:
                 self._say(step_line(self.step, end, values, clock.left(end)))
                 self._write(**values)
             with clock.paused():
-                if done or (not stop and _due(self.step, self.config.val_interval)):
-                    values |= self._validate(batches)
+                validates = done or (not stop and _due(self.step, self.config.val_interval))
+                if validates and (found := self._validate(batches)):
+                    values |= found
+                    self._write(**found)
                 if saves:
                     self._save(batches, needed=done or stop)
             if stop:
@@ -162,7 +164,6 @@ class Trainer:
         total, valid = self.ranks.sum(total, valid)
         loss = total / valid
         self._say(f"step {self.step}: validation loss {loss:.4f}")
-        self._write(val_loss=loss)
         return {"val_loss": loss}
 
     def _numbers(self, result: _StepResult) -> dict[str, float]:
@@ -200,6 +201,20 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _open_metrics(self) -> Metrics | None:
+        """The first rank's metrics; all ranks fail with a sentence where the results cannot be written."""
+        metrics = problem = None
+        if self.ranks.first:
+            try:
+                metrics = Metrics(self.log, self.step)
+            except OSError as error:
+                problem = error
+        if not self.ranks.all(problem is None):
+            raise TrainingError(
+                f"the results' folder {results_folder(self.log)} cannot be written: {problem or 'see rank 0'}"
+            ) from problem
+        return metrics
 
     def _say(self, text: str) -> None:
         if self.ranks.first:

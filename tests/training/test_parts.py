@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,19 @@ import pytest
 import torch
 
 from nemorun.errors import ConfigError
-from nemorun.llm import DataConfig, GPTConfig, pretrain
-from nemorun.training import LogConfig, OptimConfig, ParallelismConfig, TrainerConfig, TrainingError
-from nemorun.training.checkpoint import SafeReader
+from nemorun.llm import DataConfig, GPTConfig, GPTModel, pretrain
+from nemorun.training import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelismConfig,
+    TrainerConfig,
+    TrainingError,
+)
+from nemorun.training.checkpoint import SafeReader, complete, damage
 from nemorun.training.loss import IGNORE, cross_entropy_sum
 from nemorun.training.metrics import Metrics
-from nemorun.training.optim import learning_rate
+from nemorun.training.optim import build_optimizer, learning_rate
 
 
 def test_the_rate_warms_up_and_follows_its_schedule() -> None:
@@ -155,24 +164,95 @@ def test_configurations_and_recipes_import_no_torch() -> None:
     assert answer.stdout.strip() == "[]"
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_the_metrics_and_not_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = Metrics(LogConfig(dir=tmp_path, tensorboard=False), step=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        metrics.write(1, loss=2.0)
+        metrics.write(2, loss=2.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    metrics.write(3, loss=1.0)
+    metrics.close()
+    assert capsys.readouterr().out.count("warning: metrics are not written") == 1
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "loss": 1.0}
+
+
+def test_only_matrices_decay() -> None:
+    with torch.device("meta"):
+        model = GPTModel(GPTConfig(hidden_size=16, num_layers=1, num_attention_heads=2, vocab_size=257))
+    decayed, others = build_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert all(names[p].endswith("norm.weight") for p in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(names) and len(others["params"]) == 3
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float]]:
+    """Trains a tiny model in this process up to a step; `model` changes its shape."""
     monkeypatch.setenv("NEMORUN_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_text("a text of a few words " * 20)
 
-    def run(hidden_size: int, steps: int) -> dict[str, float]:
+    def run(steps: int, folder: str = "results", interval: int = 1000, **model: int) -> dict[str, float]:
+        shape = {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "seq_length": 8}
         return pretrain(
-            GPTConfig(
-                hidden_size=hidden_size, num_layers=1, num_attention_heads=2, seq_length=8, vocab_size=257
-            ),
+            GPTConfig(**{**shape, "vocab_size": 257, **model}),
             TrainerConfig(
                 max_steps=steps, log_interval=100, val_interval=3, accelerator="cpu", precision="auto"
             ),
             DataConfig(path=tmp_path / "text.txt", global_batch_size=2),
-            log=LogConfig(dir=tmp_path / "results", tensorboard=False),
+            checkpoint=CheckpointConfig(interval=interval),
+            log=LogConfig(dir=tmp_path / folder, tensorboard=False),
             sample=None,
         )
 
-    run(16, 2)
-    assert run(16, 4)["step"] == 4  # on the way it validates before the first line of its log
-    with pytest.raises(TrainingError, match=r"step-00000004 cannot be loaded: .*use another folder"):
-        run(32, 6)
+    return run
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_name_of_what_differs(
+    run: Callable[..., dict[str, float]], tmp_path: Path
+) -> None:
+    run(2)
+    assert run(4)["step"] == 4  # on the way it validates before the first line of its log
+    written = (tmp_path / "results" / "metrics.jsonl").read_text()
+    assert set(run(4)) == {"step", "val_loss"}
+    assert (tmp_path / "results" / "metrics.jsonl").read_text() == written  # nothing twice
+    with pytest.raises(TrainingError, match=r"embedding.weight is \(257, 16\) there and \(257, 32\) here"):
+        run(6, hidden_size=32)
+    for layers, name in ((1, "blocks.1"), (3, "blocks.2")):
+        with pytest.raises(
+            TrainingError, match=rf"is of another model: {name}\..*missing.*use another folder"
+        ):
+            run(6, num_layers=layers)
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
+    run: Callable[..., dict[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(6, folder="whole", interval=2)
+    run(6, interval=2)
+    folder = tmp_path / "results" / "checkpoints"
+    os.truncate(folder / "step-00000006" / "__0_0.distcp", 1000)
+    (folder / "step-00000004" / "state.json").write_text("{")
+    capsys.readouterr()
+    again = run(6, interval=2)
+    output = capsys.readouterr().out
+    assert "warning: checkpoint" in output and "has 1,000 bytes instead of" in output
+    assert "goes on from step 2" in output
+    assert (again["loss"], again["val_loss"]) == (whole["loss"], whole["val_loss"])
+    assert [damage(path) for path in complete(folder)] == [None] * 3
+    for path in complete(folder):
+        (path / ".metadata").unlink()
+    with pytest.raises(TrainingError, match=r"every checkpoint in .* is damaged"):
+        run(6)
+
+
+def test_results_that_cannot_be_written_are_a_sentence(
+    run: Callable[..., dict[str, float]], tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"the results' folder .*text.txt/x cannot be written: "):
+        run(1, folder="text.txt/x")
