@@ -58,7 +58,8 @@ def run(
         bool, typer.Option("--detach/--follow", help="Return after submission, or follow the logs (default).")
     ] = False,
     yaml: Annotated[
-        Path | None, typer.Option("--yaml", metavar="FILE", help="Run the task that is stored in this file.")
+        Path | None,
+        typer.Option("--yaml", metavar="FILE", help="Run the task that is stored in this file (-: stdin)."),
     ] = None,
     sweep: Annotated[
         list[str] | None,

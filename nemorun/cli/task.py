@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,8 +87,8 @@ def _source(request: Request, workspace: Workspace) -> _Source:
     if request.yaml is not None:
         if request.rest is not None:
             raise NemorunError("--yaml takes no arguments after `--`; change the task with KEY=VALUE")
-        path = request.yaml
-        return _Source(path.stem, lambda wanted: _from_yaml(path, wanted, workspace), overrides)
+        path, text = request.yaml, _text_of(request.yaml)
+        return _Source(path.stem, lambda wanted: _from_yaml(path, text, wanted, workspace), overrides)
     if recipe is None:
         if not request.rest:
             raise NemorunError(
@@ -168,14 +169,23 @@ def _is_script(path: Path) -> bool:
     )
 
 
-def _from_yaml(path: Path, overrides: Sequence[str], workspace: Workspace) -> Any:
+def _text_of(path: Path) -> str:
+    """What a file holds, `-` being the standard input."""
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--yaml {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--yaml {path} cannot be read: {error}") from error
+
+
+def _from_yaml(path: Path, text: str, overrides: Sequence[str], workspace: Workspace) -> Any:
     from nemorun.config import Partial, apply, loads
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--yaml {path} cannot be read: {error}") from error
-    task = loads(text, base=path.absolute().parent, code_root=workspace.root)
+        task = loads(text, base=path.absolute().parent, code_root=workspace.root)
+    except ConfigError as error:
+        raise ConfigError(f"--yaml {path}: {error}") from error
     if not isinstance(task, Partial):
         raise ConfigError(f"--yaml {path} holds {task!r}; a task is what `nemorun show RECIPE --yaml` prints")
     apply(task, overrides)

@@ -85,9 +85,11 @@ def loads(text: str, base: Path | None = None, code_root: Path | None = None) ->
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
+        return None if node is None else _Decoder(base, code_root).value(node)
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}") from error
-    return None if node is None else _Decoder(base, code_root).value(node)
+        raise ConfigError(f"not valid YAML: {_in_one_line(error)}") from error
+    except RecursionError:
+        raise ConfigError("not valid YAML: an alias within itself, or brackets too deep to read") from None
 
 
 def _text(value: str) -> yaml.ScalarNode:
@@ -166,7 +168,10 @@ class _Decoder:
 
     def value(self, node: yaml.Node) -> Any:
         if isinstance(node, yaml.SequenceNode) and node.tag in _SEQUENCE_OF_TAG:
-            return _SEQUENCE_OF_TAG[node.tag](self.value(one) for one in node.value)
+            items = [self.value(one) for one in node.value]
+            if "set" in node.tag and not all(map(is_key, items)):
+                raise ConfigError(f"{_place(node)}: a list or a mapping cannot be in a set")
+            return _SEQUENCE_OF_TAG[node.tag](items)
         if isinstance(node, yaml.MappingNode) and node.tag in (_MAP, "!dict"):
             mapping = self._mapping(node)
             return self._buildable(mapping, node) if node.tag == _MAP and TARGET in mapping else mapping
@@ -178,7 +183,10 @@ class _Decoder:
         if node.tag == "!path":
             return Path(node.value)
         if node.tag == "!fn":
-            return self._find(node.value, node)
+            found = self._find(node.value, node)
+            if not callable(found):
+                raise ConfigError(f"{_place(node)}: {node.value} is no function or class")
+            return found
         if node.tag == "!enum":
             return self._member(node)
         if node.tag == _STR:
@@ -230,7 +238,10 @@ class _Decoder:
 
     def _buildable(self, mapping: dict[Any, Any], node: yaml.Node) -> Buildable[Any]:
         target = self._find(str(mapping[TARGET]), node)
-        kind = Partial if mapping.get(PARTIAL) else Config
+        partial = mapping.get(PARTIAL, False)
+        if not isinstance(partial, bool):
+            raise ConfigError(f"{_place(node)}: {PARTIAL} is {partial!r}; it must be true or false")
+        kind = Partial if partial else Config
         try:
             return kind(target, **{str(name): one for name, one in mapping.items() if name not in _RESERVED})
         except ConfigError as error:
@@ -239,9 +250,19 @@ class _Decoder:
     def _find(self, reference: str, node: yaml.Node) -> Any:
         try:
             return find(reference, self.base, self.code_root)
-        except ConfigError as error:
+        except (ConfigError, SyntaxError) as error:
             raise ConfigError(f"{_place(node)}: {error}") from error
 
 
 def _place(node: yaml.Node) -> str:
-    return f"line {node.start_mark.line + 1}, column {node.start_mark.column + 1}"
+    return _position(node.start_mark)
+
+
+def _position(mark: Any) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _in_one_line(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{_position(error.problem_mark)}: {error.problem}"
+    return " ".join(str(error).split())

@@ -155,6 +155,11 @@ def test_written_by_hand_as_yaml_1_2() -> None:
         ("!escaped ä", "line 1, column 1"),
         ("!enum config_samples.Color.", "has no member ''"),
         ("!!int x", "line 1"),
+        ("a: 1\n  b: 2", "not valid YAML: line 2, column 4: mapping values"),
+        ("&a [*a]", "an alias within itself"),
+        ("!set [[1]]", "line 1, column 1: a list or a mapping cannot be in a set"),
+        ("!fn os", "os is no function or class"),
+        ("_target_: config_samples.Model\n_partial_: 'no'", "_partial_ is 'no'; it must be true or false"),
     ],
 )
 def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:
