@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ def _call_of(found: Found, arguments: Sequence[str], reader: Reader) -> Partial[
 
 
 def _finish(call: Partial[Any]) -> Any:
-    return stored(call()) if factory_name(call.__fn_or_cls__) else call
+    if not factory_name(call.__fn_or_cls__):
+        return call
+    with redirect_stdout(sys.stderr):  # as while its file is loaded
+        return stored(call())
 
 
 def _for_factory(call: Partial[Any], overrides: Sequence[Override], discover: Discover) -> list[Override]:

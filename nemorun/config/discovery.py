@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -148,7 +148,12 @@ def _file(name: str, workspace_root: Path | None) -> Path:
 
 def _in_file(path: Path, name: str | None, workspace_root: Path | None) -> Found:
     with _loading(str(path)):
-        module = _module(path, workspace_root)
+        try:
+            module = _module(path, workspace_root)
+        except ImportError as error:
+            if "attempted relative import" in str(error) and (package := _package_name(path)):
+                raise ImportError(f"{error}; name it as a part of its package, {package}:NAME") from error
+            raise
     factories = factories_in(module)
     if name is None:
         if len(factories) == 1:
@@ -198,9 +203,19 @@ def _callable(thing: Any, name: str) -> Found:
     return _found(thing)
 
 
+def _package_name(path: Path) -> str:
+    """`package.module` of a file in a package; empty for a file in none."""
+    parts = [path.stem]
+    while (path := path.parent) != path.parent and (path / "__init__.py").is_file():
+        parts.insert(0, path.name)
+    return ".".join(parts) if len(parts) > 1 else ""
+
+
 @contextmanager
 def _loading(what: str) -> Iterator[None]:
+    """What is printed meanwhile goes to stderr: stdout is for what was asked."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except (ImportError, SyntaxError) as error:
         raise DiscoveryError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error

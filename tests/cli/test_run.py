@@ -108,6 +108,37 @@ def test_a_stored_task(process, cli, workspace, nemorun_home):
     assert list(results(nemorun_home).values()) == [{"text": "changed", "n": 4, "size": 1}]
 
 
+def test_what_show_prints_can_be_piped_into_run(process, cli, workspace, nemorun_home):
+    stored = cli("show", "jobs.py:job", "n=4", "text=it's\n{é}", "inner.names=[a, '1']", "--yaml").out
+    argv = [sys.executable, "-m", "nemorun", "run", "--yaml", "-", "--sweep", "flag=true,false"]
+    done = subprocess.run(argv, input=stored, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert results(nemorun_home)["flag-true"] == {"text": "it's\n{é}", "n": 4, "size": 1}
+    (workspace / "stored.yaml").write_text(stored)
+    assert process("run", "--yaml", "stored.yaml").code == 0
+    assert cli("show", "-1", "--yaml").out == stored
+
+
+def test_what_a_recipe_prints_is_not_the_answer(process, workspace):
+    (workspace / "loud.py").write_text(
+        "print('loading')\nimport nemorun as run\ndef work(): print('working')\n"
+        "@run.factory\ndef loud():\n    print('making')\n    return run.Partial(work)\n"
+    )
+    shown = process("show", "loud.py", "--json")
+    assert json.loads(shown.out) == [] and "loading" in shown.err and "making" in shown.err
+    json.loads(process("run", "loud.py", "--dry-run").out)
+    assert "working\n" in process("run", "loud.py").out
+
+
+def test_a_file_of_a_package_is_to_be_named_by_its_package(cli, workspace):
+    (workspace / "pack").mkdir()
+    (workspace / "pack" / "__init__.py").write_text("")
+    (workspace / "pack" / "part.py").write_text("from . import __name__ as package\ndef f(): pass\n")
+    done = cli("run", "pack/part.py:f")
+    assert done.code == 2 and "name it as a part of its package, pack.part:NAME" in done.err
+    assert cli("run", "pack.part:f", "--dry-run").code == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -123,6 +154,8 @@ def test_a_stored_task(process, cli, workspace, nemorun_home):
         (["run", "jobs.py:job", "--sweep", "n=1,2", "--sweep", "n=3,4"], "--sweep n"),
         (["run", "jobs.py:job", "--plugin", "jobs.py:Polite(wrod='x')"], "'word'"),
         (["run", "--yaml", "missing.yaml"], "missing.yaml"),
+        (["run", "--yaml", "nemorun.yaml"], "--yaml nemorun.yaml holds None"),
+        (["run", "--yaml", "jobs.py"], "--yaml jobs.py: not valid YAML: line"),
         (["run", "jobs.py:job", "inner.siz=1"], "'size'"),
         (["run", "jobs.py:job", "n=many"], "n"),
         (["run", "jobs.py:job", "nonsense"], "nonsense"),
