@@ -44,9 +44,9 @@ LAUNCH = (
 )
 
 
-def kill(pid: int) -> None:
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def lines(path: Path) -> list[str]:
@@ -54,7 +54,10 @@ def lines(path: Path) -> list[str]:
 
 
 def attack(bench: Bench, rng: random.Random, launcher: subprocess.Popen[bytes]) -> None:
-    """Kill one to three of launcher, supervisor, its guard and the ranks, each a little after some stage."""
+    """Kill one to three of launcher, supervisor, its guard and the ranks, each a little after some stage.
+
+    Now and then the supervisor gets a signal that asks it to end, or that a closing terminal would send.
+    """
     local = bench.path("local")
     stages: list[Callable[[], object]] = [
         lambda: True,
@@ -68,7 +71,10 @@ def attack(bench: Bench, rng: random.Random, launcher: subprocess.Popen[bytes]) 
         bench.path("ends").exists,
     ]
     for _ in range(rng.randint(1, 3)):
-        reached, victim = rng.choice(stages), rng.choice(["launcher", "supervisor", "both", "rank", "rank"])
+        reached, victim = (
+            rng.choice(stages),
+            rng.choice(["launcher", "supervisor", "both", "asked", "rank", "rank"]),
+        )
         give_up = time.monotonic() + 1.0  # a victim of before may have been needed to get there
         while not reached() and time.monotonic() < give_up:
             time.sleep(0.001)
@@ -78,6 +84,9 @@ def attack(bench: Bench, rng: random.Random, launcher: subprocess.Popen[bytes]) 
         elif victim == "rank":
             if processes := bench.processes():
                 kill(rng.choice(processes))
+        elif victim == "asked":
+            for pid in supervisors(bench)[:1]:
+                kill(pid, rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP]))
         else:
             for pid in supervisors(bench)[: 2 if victim == "both" else 1]:
                 kill(pid)
