@@ -58,8 +58,8 @@ class Attempt:
         if self.task.time_limit is not None:
             self._deadline = now + self.task.time_limit
         try:
-            (Path(self.task.run_dir) / "results").mkdir(exist_ok=True, mode=0o700)
-            self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (Path(self.task.run_dir) / "results", self._logs.parent, self._logs):
+                folder.mkdir(exist_ok=True, mode=0o700)
             for number in range(self.task.world_size):
                 env = {**environment, **rank_environment(self.task, self.number, number, self.gpus)}
                 env["NEMORUN_LIFELINE"] = str(lifeline)

@@ -156,8 +156,10 @@ class Plan:
         for name, text in self.files.items():
             _write(part / name, text)
         for task in self.tasks:
-            folder = part / Path(task.spec.run_dir).relative_to(self.folder)
-            folder.mkdir(mode=0o700, parents=True)
+            parts = Path(task.spec.run_dir).relative_to(self.folder).parts
+            for depth in range(1, len(parts) + 1):  # `parents=True` would leave their modes to the umask
+                folder = part.joinpath(*parts[:depth])
+                folder.mkdir(mode=0o700, exist_ok=True)
             _write(folder / "job.json", spec_text(task.spec))
             _write(folder / "executor.yaml", dumps(as_config(task.executor)))
             for name, source in task.scripts.items():

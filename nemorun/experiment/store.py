@@ -205,7 +205,7 @@ def _transaction(kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
             db.execute(f"BEGIN {kind}")
             yield db
             db.execute("COMMIT")
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeEncodeError) as error:
         damaged = type(error) is sqlite3.DatabaseError  # and not one of its kinds: locked, full, read-only …
         advice = "; move it away, and it is made anew from the experiments' folders" if damaged else ""
         why = "the disk is full" if _is_full(path.parent) else error

@@ -292,7 +292,9 @@ def test_a_block_that_ran_it_does_not_run_it_again(folder: Path, jobs: ModuleTyp
 # The record
 
 
-def test_the_record_is_complete_and_private(folder: Path, jobs: ModuleType, nemorun_home: Path) -> None:
+def test_the_record_is_complete_and_private(
+    folder: Path, jobs: ModuleType, nemorun_home: Path, request: pytest.FixtureRequest
+) -> None:
     for command in (
         ["init", "-q"],
         ["add", "-A"],
@@ -300,6 +302,8 @@ def test_the_record_is_complete_and_private(folder: Path, jobs: ModuleType, nemo
     ):
         subprocess.run(["git", *command], cwd=folder, check=True)
     commit = run.get_git_commit()
+    before = os.umask(0)
+    request.addfinalizer(lambda: os.umask(before))
     with (folder / "jobs.py").open("a") as file:
         file.write("# changed\n")
     experiment = run.Experiment(
@@ -325,10 +329,8 @@ def test_the_record_is_complete_and_private(folder: Path, jobs: ModuleType, nemo
     assert "+# changed" in (record.folder / "git.diff").read_text()
     assert (record.run_dirs["a"] / "task.yaml").read_text().count("n: 3") == 1
     assert json.loads((record.run_dirs["b"] / "job.json").read_text())["command"] == ["true"]
-    for path in [nemorun_home, *nemorun_home.rglob("*")]:
-        shared = stat.S_IMODE(path.lstat().st_mode) & 0o077
-        if path.is_relative_to(record.folder) and path.is_file():
-            assert not shared, path
+    for path in [record.folder, *record.folder.rglob("*")]:
+        assert not stat.S_IMODE(path.lstat().st_mode) & 0o077, path
     assert not stat.S_IMODE(nemorun_home.stat().st_mode) & 0o077
 
 

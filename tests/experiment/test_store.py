@@ -1,6 +1,7 @@
 """The index: many writers, one truth, and every way to name an experiment."""
 
 import json
+import os
 import resource
 import sqlite3
 import stat
@@ -159,3 +160,9 @@ def test_a_full_disk_does_not_keep_the_index_from_being_read(monkeypatch: pytest
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert [entry.id for entry in found] == ["abcdefgh"]
+
+
+def test_a_path_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    """A folder's name may hold bytes that are no UTF-8; the index cannot."""
+    with pytest.raises(StoreError, match="surrogates not allowed"):
+        store.add(store.Entry("abcdefgh", "n", Path(os.fsdecode(b"/x\xe9")), 0.0, ()))
