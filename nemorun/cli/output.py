@@ -31,8 +31,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in headings:
-        grid.add_column(heading.upper(), overflow="fold")
+    short = all(len(row[0]) * 2 <= console.width for row in rows)  # then names are not folded
+    for index, heading in enumerate(headings):
+        grid.add_column(heading.upper(), overflow="fold", no_wrap=short and index == 0)
     for row in rows:
         # Text, not str: what users wrote is shown as it is. A tab or a line break would break the column.
         grid.add_row(*(Text(_BREAKS.sub(" ", cell), _STYLES.get(cell, "")) for cell in row))

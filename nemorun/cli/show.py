@@ -39,6 +39,8 @@ def show(
 
     A recipe is looked for first.
     """
+    if yaml and json:
+        raise NemorunError("--yaml and --json are two ways to print it: choose one")
     if record := _record(target):
         if overrides:
             raise OverrideError(
@@ -99,8 +101,9 @@ def _print_tree(task: Partial[Any], rows: list[Row]) -> None:
         depth = row.path.count(".") + row.path.count("[")
         name = row.path.rpartition(".")[2]
         value = "" if isinstance(row.value, Buildable) else _text(row.value)
-        lines.append(("  " * depth + name, value, "" if row.is_default else "set", row.type, row.doc))
-    table(("field", "value", "", "type", "meaning"), lines)
+        meaning = f"{row.type}: {row.doc}" if row.doc else row.type
+        lines.append(("  " * depth + name, value, "" if row.is_default else "set", meaning))
+    table(("field", "value", "", "type: meaning"), lines)
 
 
 def _row_data(row: Row) -> dict[str, Any]:

@@ -42,6 +42,13 @@ def test_a_narrow_terminal_folds_and_loses_nothing():
     assert re.sub("[^x]", "", seen.partition("FAILED")[2]) == "x" * 61
 
 
+def test_names_are_not_folded_where_they_fit():
+    rows = [("a_name_that_is_long", "words " * 9, "more words " * 9)]
+    program = f"from nemorun.cli.output import table; table(('name', 'one', 'two'), {rows!r})"
+    seen = terminal([sys.executable, "-c", program], env={"COLUMNS": "60", "TERM": "dumb"})[1]
+    assert "a_name_that_is_long  words" in seen
+
+
 @pytest.mark.parametrize(
     ("env", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
 )
