@@ -90,7 +90,8 @@ def logs(
     names = list(record.statuses) if task is None else [record.check_task(task)]
     ranks = max(record.specs[name].resources.world_size for name in names)
     if rank is not None and rank >= ranks:
-        raise NemorunError(f"--rank {rank}: {record.name} ({record.id}) has ranks 0 to {ranks - 1}")
+        known = f"ranks 0 to {ranks - 1}" if ranks > 1 else "rank 0 only"
+        raise NemorunError(f"--rank {rank}: {record.name} ({record.id}) has {known}")
     print_logs(record, task, rank, follow)
 
 

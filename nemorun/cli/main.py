@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,8 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 """What a shell reports of a program that SIGPIPE ended, as in `nemorun list | head -1`."""
 
+#: Set by the shell that asks what could be typed next.
+_COMPLETING = "_NEMORUN_COMPLETE"
 #: The base of every mistake that the parser finds, for which Typer has not always had a name.
 _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -37,6 +40,14 @@ def invoke(argv: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     argv, debug = _take_debug(list(argv))
+    if _COMPLETING in os.environ:  # nothing may be said between the words that the user types
+        with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+            _run(argv, debug=False)
+        return 0
+    return _run(argv, debug)
+
+
+def _run(argv: list[str], debug: bool) -> int:
     try:
         code = _dispatch(argv)
         sys.stdout.flush()
@@ -64,7 +75,7 @@ def invoke(argv: Sequence[str]) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     group = command()
-    if "_NEMORUN_COMPLETE" in os.environ:  # the shell asks what could be typed next
+    if _COMPLETING in os.environ:  # the shell asks what could be typed next
         group.main(argv, prog_name="nemorun")
     try:
         # Not `group.main`, which would keep errors to itself and end with 1 on a closed pipe.

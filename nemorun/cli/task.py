@@ -194,6 +194,11 @@ def _from_yaml(path: Path, text: str, overrides: Sequence[str], workspace: Works
 
 def split_executor(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """(the task's overrides, the executor's without their `executor.`)."""
+    if chosen := next((text for text in overrides if text.startswith("executor=")), None):
+        name = chosen.partition("=")[2] or "NAME"
+        raise OverrideError(
+            f"'{chosen}' chooses no executor: write -e {name}; executor.FIELD=VALUE sets a field of it"
+        )
     task = [text for text in overrides if not text.startswith(_EXECUTOR)]
     return task, [text.removeprefix(_EXECUTOR) for text in overrides if text.startswith(_EXECUTOR)]
 
@@ -221,7 +226,10 @@ def load_plugin(text: str, workspace: Workspace) -> Any:
     from nemorun.config.overrides.grammar import split_call
 
     name, arguments = split_call(text) or (text, [])
-    plugin = call_factory(find(name, workspace.root), *arguments, workspace_root=workspace.root)
+    try:
+        plugin = call_factory(find(name, workspace.root), *arguments, workspace_root=workspace.root)
+    except (ConfigError, DiscoveryError) as error:
+        raise type(error)(f"--plugin {text}: {error}") from error
     if isinstance(plugin, Buildable):
         validate(plugin)
         plugin = plugin() if isinstance(plugin, Partial) else plugin.build()

@@ -57,6 +57,8 @@ def test_experiments(offered, process):
 
 def test_mistakes_on_the_line_offer_nothing(offered, workspace):
     assert offered("run", "no_such_recipe", "inner.s") == []
+    (workspace / "broken.py").write_text("print('loading')\n1 / 0\n")
+    assert offered("run", "broken.py", "inner.s") == []
     (workspace / "nemorun.yaml").write_text("nonsense: 1\n")
     assert offered("run", "-e", "lo") == []
 
