@@ -49,8 +49,10 @@ def parallelize(model: TrainableModel, config: TrainerConfig, ranks: Ranks) -> n
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
+    # On the CPU the ranks share the memory that freeing a unit before its backward would save.
+    reshard = ranks.device.type != "cpu"
     for unit in model.units():
-        fully_shard(unit, mesh=mesh, mp_policy=mixed)
+        fully_shard(unit, mesh=mesh, mp_policy=mixed, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=mixed)
     model.to_empty(device=ranks.device)
     initialize(model, config.seed)
