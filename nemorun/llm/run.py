@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import torch
 
 from nemorun.llm.config import DataConfig, GPTConfig
@@ -10,6 +12,7 @@ from nemorun.llm.generation import generate
 from nemorun.llm.model import GPTModel
 from nemorun.training.config import CheckpointConfig, LogConfig, OptimConfig, TrainerConfig
 from nemorun.training.distributed import Ranks
+from nemorun.training.metrics import results_folder, writes_tensorboard
 from nemorun.training.progress import say
 from nemorun.training.trainer import Trainer
 
@@ -29,13 +32,23 @@ def train(
     """See `nemorun.llm.pretrain`, which has checked these."""
     seq_length = data.seq_length or model.seq_length
     training = Trainer(trainer, optim, checkpoint, log, ranks)
-    if ranks.first:
-        say(
-            f"{model.num_parameters() / 1e6:,.1f} M parameters on {ranks.world_size} x {ranks.device.type}, "
-            f"{trainer.strategy}, {training.config.precision}, "
-            f"{data.global_batch_size} x {seq_length} tokens a step"
-        )
+    shown = say if ranks.first else _silent
+    shown(
+        f"model    {model.num_parameters() / 1e6:,.1f} M parameters, {model.num_layers} layers of "
+        f"{model.hidden_size}\n"
+        f"ranks    {ranks.world_size} x {ranks.device.type}, {trainer.strategy}, {training.config.precision}"
+    )
     batches = TextData(data, seq_length, ranks)
+    where = f"results  {results_folder(log)}"
+    if writes_tensorboard(log):
+        where += f"\ncurves   tensorboard --logdir {shlex.quote(str(results_folder(log)))}"
+    tokens = data.global_batch_size * seq_length
+    shown(
+        f"data     {batches}\n"
+        f"train    {trainer.max_steps} steps of {data.global_batch_size} x {seq_length} tokens, "
+        f"{trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
+        f"{where}"
+    )
     with torch.device("meta"):
         gpt = GPTModel(model)
     result = training.fit(gpt, batches)
@@ -47,6 +60,10 @@ def train(
             context=seq_length,
             seed=trainer.seed,
         )
-        if ranks.first:
-            say(f"--- the trained model goes on from {sample!r} ---\n{text}\n---")
+        shown(f"--- the trained model goes on from {sample!r} ---\n{text}\n---")
+    shown(where)
     return {"step": training.step, **result}
+
+
+def _silent(text: str) -> None:
+    """The other ranks say nothing."""

@@ -17,6 +17,12 @@ def results_folder(config: LogConfig) -> Path:
     return Path(config.dir or os.environ.get("NEMORUN_RESULTS_DIR") or "results").absolute()
 
 
+def writes_tensorboard(config: LogConfig) -> bool:
+    if config.tensorboard is None:
+        return os.environ.get("NEMORUN_TENSORBOARD") != "0"
+    return config.tensorboard
+
+
 class Metrics:
     """Writes scalars by step. Made with the step that the run goes on from: what was logged later is dropped.
 
@@ -74,10 +80,7 @@ def _reopen(path: Path, step: int) -> Any:
 
 
 def _tensorboard(config: LogConfig, folder: Path, step: int) -> Any:
-    wanted = config.tensorboard
-    if wanted is None:
-        wanted = os.environ.get("NEMORUN_TENSORBOARD") != "0"
-    if not wanted:
+    if not writes_tensorboard(config):
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
