@@ -19,6 +19,7 @@ ID_HELP = (
     "An experiment: its ID or the beginning of it, its name, or -1 for the last one, -2 for the one before."
 )
 Id = Annotated[str, typer.Argument(metavar="ID", help=ID_HELP, autocompletion=complete_experiment)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print exactly what would be submitted, and stop.")]
 Detach = Annotated[
     bool, typer.Option("--detach/--follow", help="Return after submission, or follow the logs (default).")
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nemorun.cli.experiments import Detach, Id
+from nemorun.cli.experiments import Detach, DryRun, Id
 
 
 def rerun(
@@ -21,6 +21,7 @@ def rerun(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in the old results folder, from the last checkpoint.")
     ] = False,
+    dry_run: DryRun = False,
     detach: Detach = False,
 ) -> None:
     """Run a recorded experiment again.
@@ -30,4 +31,4 @@ def rerun(
     from nemorun.cli.run import launch
     from nemorun.experiment import rerun as again
 
-    launch(again(experiment, overrides or (), resume=resume), detach)
+    launch(again(experiment, overrides or (), resume=resume), detach, dry_run)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nemorun.cli.completion import complete_executor, complete_override, complete_recipe
+from nemorun.cli.experiments import Detach, DryRun
 from nemorun.cli.output import confirm
 from nemorun.errors import NemorunError
 
@@ -51,12 +52,8 @@ def run(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="The experiment's name.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print exactly what would be submitted, and stop.")
-    ] = False,
-    detach: Annotated[
-        bool, typer.Option("--detach/--follow", help="Return after submission, or follow the logs (default).")
-    ] = False,
+    dry_run: DryRun = False,
+    detach: Detach = False,
     yaml: Annotated[
         Path | None,
         typer.Option("--yaml", metavar="FILE", help="Run the task that is stored in this file (-: stdin)."),
@@ -105,14 +102,14 @@ def run(
         plugins=tuple(plugin or ()),
     )
     experiment = assemble(request, confirm=lambda count: _confirm_many(count, yes or dry_run))
+    launch(experiment, detach, dry_run)
+
+
+def launch(experiment: Experiment, detach: bool, dry_run: bool) -> None:
+    """Run an experiment to its end, or only submit it and print its ID. Raises TaskFailed."""
     if dry_run:
         print(experiment.dry_run(), end="")
-    else:
-        launch(experiment, detach)
-
-
-def launch(experiment: Experiment, detach: bool) -> None:
-    """Run an experiment to its end, or only submit it and print its ID. Raises TaskFailed."""
+        return
     experiment.run(detach=detach)
     if detach:
         from nemorun.experiment.follow import announce

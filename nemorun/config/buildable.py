@@ -33,7 +33,9 @@ class Buildable(Generic[T]):
     __fn_or_cls__: Callable[..., T]
     __arguments__: dict[str, Any]
 
-    def __init__(self, target: Callable[..., T], /, **arguments: Any) -> None:
+    def __init__(self, target: Callable[..., T], /, *unnamed: Any, **arguments: Any) -> None:
+        if unnamed:
+            raise ConfigError(f"{name_of(target)} is given {unnamed[0]!r} without a name: write NAME=VALUE")
         if isinstance(target, Buildable) or not callable(target):
             raise ConfigError(f"{type(self).__name__} takes a function or a class, not {target!r}")
         if isinstance(target, functools.partial):  # it has no name to be found by; its function has

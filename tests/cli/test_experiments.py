@@ -143,6 +143,12 @@ def test_rerun_uses_the_recorded_code_and_config(process, cli, workspace, two):
     assert len(json.loads(cli("list", "--json").out)) == 4
 
 
+def test_a_rerun_can_be_looked_at_first(cli, two):
+    done = cli("rerun", "first", "n=7", "--dry-run")
+    assert done.code == 0 and json.loads(done.out), done.err
+    assert len(json.loads(cli("list", "--json").out)) == 2
+
+
 def test_rerun_refuses_what_does_not_apply(cli, two):
     done = cli("rerun", "first", "nn=5")
     assert done.code == 2 and "nn" in done.err

@@ -200,5 +200,7 @@ def test_repr_names_the_target_and_the_arguments() -> None:
 def test_a_functools_partial_is_its_function_with_its_arguments() -> None:
     bound = functools.partial(train, steps=3, data="a")
     assert run.Partial(bound, data="b") == run.Partial(train, steps=3, data="b")
+    with pytest.raises(ConfigError, match="train is given 3 without a name: write NAME=VALUE"):
+        run.Partial(train, 3)
     with pytest.raises(ConfigError, match="bind them by name"):
         run.Partial(functools.partial(train, 1))
