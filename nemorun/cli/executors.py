@@ -8,7 +8,7 @@ import typer
 
 from nemorun.cli.app import new_app
 from nemorun.cli.completion import complete_executor
-from nemorun.cli.output import Json, as_json, table
+from nemorun.cli.output import Json, as_json, note, table
 
 if TYPE_CHECKING:
     from nemorun.workspace import ExecutorEntry
@@ -26,6 +26,8 @@ def executors(ctx: typer.Context, json: Json = False) -> None:
     workspace = find_workspace()
     default = workspace.settings.default_executor or "local"
     rows = [_data(name, entry, name == default) for name, entry in executor_entries(workspace).items()]
+    if not any(row["default"] for row in rows):
+        note(f"warning: the default_executor '{default}' is none of these")
     if json:
         as_json(rows)
         return

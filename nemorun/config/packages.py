@@ -49,7 +49,14 @@ def workspace_package(root: Path) -> ModuleType | None:
 def modules_of(package: ModuleType) -> list[ModuleType]:
     """Every module of a package, imported under its real name."""
     found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    return [package, *(importlib.import_module(one.name) for one in found)]
+    return [package, *(_imported(one.name) for one in found)]
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:  # it says what is missing, but not to whom
+        raise ImportError(f"{error} (in {name})") from error
 
 
 def _is_folder_of(package: ModuleType, folder: Path) -> bool:

@@ -67,6 +67,12 @@ def test_executors(cli, workspace):
     assert "two (default)" in text and "ntasks_per_node=2" in text
 
 
+def test_a_default_executor_that_there_is_not_is_told(cli, workspace):
+    (workspace / "nemorun.yaml").write_text("default_executor: two\n")
+    done = cli("executors")
+    assert done.code == 0 and "default_executor 'two' is none of these" in done.err
+
+
 def test_executors_check(cli, workspace):
     done = cli("executors", "check", "local")
     assert done.code == 0, done.err

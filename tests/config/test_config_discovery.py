@@ -153,7 +153,9 @@ def test_a_plain_function_is_a_task(workspace: Path, tmp_path: Path) -> None:
 
 def test_a_broken_recipe_names_its_file(workspace: Path) -> None:
     (workspace / "recipes" / "broken.py").write_text("import no_such_thing\n")
-    with pytest.raises(DiscoveryError, match=r"recipes cannot be loaded: ModuleNotFoundError.*no_such_thing"):
+    with pytest.raises(
+        DiscoveryError, match=r"recipes cannot be loaded: .*no_such_thing.*in recipes\.broken"
+    ):
         find("mine", workspace)
 
 
