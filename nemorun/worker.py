@@ -23,8 +23,8 @@ _OUR_FOLDER = Path(__file__).parent
 
 def main() -> None:
     _watch_lifeline()
-    # `-m` puts the folder we start in first, and Python 3.10 knows no -P: that is not what was submitted.
-    if not getattr(sys.flags, "safe_path", False):
+    # `-m`, without -P, puts the folder we start in first: that is not what was submitted.
+    if sys.orig_argv[1] == "-m" and not getattr(sys.flags, "safe_path", False):
         del sys.path[0]
     words = sys.argv[1:]
     if words[:2] == ["--command", "--"] and len(words) > 2:
@@ -90,7 +90,8 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 def _is_ours(file: Path) -> bool:
-    return file == Path(__file__) or _OUR_FOLDER / "config" in file.parents or "runpy" in file.name
+    started_us = "runpy" in file.name or file.name == "<string>"
+    return started_us or file == Path(__file__) or _OUR_FOLDER / "config" in file.parents
 
 
 def _write(name: str, text: str) -> None:

@@ -63,9 +63,17 @@ class Plan:
         return cls(tasks=tasks, **fields)
 
 
+#: Python 3.10 has no -P: the folder it starts in goes before anything else is imported.
+_PYTHON_310 = ["-c", "import sys; del sys.path[0]; from runpy import run_module as run; "]
+_PYTHON_310[1] += "run('nemorun.worker', run_name='__main__', alter_sys=True)"
+
+
 def worker_argv(job: JobSpec) -> list[str]:
     """The launcher's own interpreter with the worker; the folder it starts in never shadows an import."""
-    worker = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "nemorun.worker"]
+    worker = [
+        sys.executable,
+        *(["-P", "-m", "nemorun.worker"] if sys.version_info >= (3, 11) else _PYTHON_310),
+    ]
     if job.task is not None:
         return [*worker, job.task]
     return [*worker, "--command", "--", *(job.command or ())]
