@@ -25,7 +25,10 @@ def recorded(folder: Path) -> list[Entry]:
 
 
 def _entry(file: Path) -> Entry:
-    facts = yaml.load(file.read_bytes(), Loader=_LOADER)
+    try:
+        facts = yaml.load(file.read_bytes(), Loader=_LOADER)
+    except yaml.YAMLError:  # the fast one refuses what stands for bytes that are no UTF-8, in names of files
+        facts = yaml.safe_load(file.read_bytes())
     run_dirs = {job.parent.name: job.parent for job in file.parent.glob("**/tasks/*/job.json")}
     tasks = (TaskEntry(task["name"], run_dirs[task["name"]], task["executor"]) for task in facts["tasks"])
     created = datetime.strptime(facts["created"], "%Y-%m-%d %H:%M:%S %z").timestamp()

@@ -165,6 +165,8 @@ def test_a_lost_index_is_made_anew(folder: Path, nemorun_home: Path) -> None:
     known = [(r.id, r.name, r.folder, r.state, r.run_dirs, int(r.created_at)) for r in records()]
     (nemorun_home / "experiments" / "not-ours").mkdir()
     (nemorun_home / "experiments" / "not-ours" / "experiment.yaml").write_text("{}")
+    with (known[1][2] / "experiment.yaml").open("a") as text:
+        text.write('file: "\\uDCE9"\n')  # as a name of a file that is no UTF-8 is written
     for file in nemorun_home.glob("nemorun.db*"):
         file.unlink()
     found = records()
