@@ -262,7 +262,10 @@ def main() -> None:
     os.set_inheritable(lock, False)
     lifeline, guard = _fork_guard(folder, lock)
     plan = Plan.loads((folder / "plan.json").read_bytes().decode(errors="surrogateescape"))
-    Supervisor(folder, plan, Journal(folder / "journal.jsonl"), lifeline).run()
+    try:
+        Supervisor(folder, plan, Journal(folder / "journal.jsonl"), lifeline).run()
+    except OSError as error:
+        sys.exit(f"the supervisor could not go on: {error}")
     os.kill(guard, signal.SIGKILL)
     os.waitpid(guard, 0)
 
