@@ -5,34 +5,12 @@ Names are loaded at first use, so that importing the package costs next to nothi
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
-_NAMES = {
-    "Config": "nemorun.config",
-    "Partial": "nemorun.config",
-    "Resources": "nemorun.job",
-    "factory": "nemorun.config",
-    "resources": "nemorun.config",
-    "cli": "nemorun.cli",
-    "LocalExecutor": "nemorun.executors.local",
-    "Command": "nemorun.experiment",
-    "Script": "nemorun.experiment",
-    "Experiment": "nemorun.experiment",
-    "Plugin": "nemorun.experiment",
-    "Result": "nemorun.experiment",
-    "run": "nemorun.experiment",
-    "set_seed": "nemorun.experiment",
-    "get_git_commit": "nemorun.experiment",
-    "NemorunError": "nemorun.errors",
-    "TaskFailed": "nemorun.errors",
-}
-__all__ = ["__version__", *_NAMES]
+from nemorun import cli
+from nemorun.lazy import lazily
 
 if TYPE_CHECKING:
-    from nemorun import cli as cli
     from nemorun.config import Config, Partial, factory, resources
     from nemorun.errors import NemorunError, TaskFailed
     from nemorun.executors.local import LocalExecutor
@@ -48,15 +26,44 @@ if TYPE_CHECKING:
     )
     from nemorun.job import Resources
 
+__version__ = "0.1.0"
+__all__ = [
+    "Command",
+    "Config",
+    "Experiment",
+    "LocalExecutor",
+    "NemorunError",
+    "Partial",
+    "Plugin",
+    "Resources",
+    "Result",
+    "Script",
+    "TaskFailed",
+    "__version__",
+    "cli",
+    "factory",
+    "get_git_commit",
+    "resources",
+    "run",
+    "set_seed",
+]
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'nemorun' has no attribute {name!r}")
-    module = importlib.import_module(_NAMES[name])
-    value = module if name == "cli" else getattr(module, name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        ".config": ("Config", "Partial", "factory", "resources"),
+        ".errors": ("NemorunError", "TaskFailed"),
+        ".executors.local": ("LocalExecutor",),
+        ".experiment": (
+            "Command",
+            "Experiment",
+            "Plugin",
+            "Result",
+            "Script",
+            "get_git_commit",
+            "run",
+            "set_seed",
+        ),
+        ".job": ("Resources",),
+    },
+)

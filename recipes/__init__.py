@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_NAMES = {"tiny_llama_pretrain": "nemorun.recipes.tiny"}
-__all__ = ["tiny_llama_pretrain"]
+from nemorun.lazy import lazily
 
 if TYPE_CHECKING:
     from nemorun.recipes.tiny import tiny_llama_pretrain
 
+__all__ = [
+    "tiny_llama_pretrain",
+]
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'nemorun.recipes' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_NAMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        ".tiny": ("tiny_llama_pretrain",),
+    },
+)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 #: Room -> the rooms that it may import from, besides itself; each stands above those that it names.
 STANDS_ON: dict[str, set[str]] = {
+    "lazy": set(),
     "errors": set(),
     "job": set(),
     "workspace": {"errors"},
@@ -34,6 +35,8 @@ STANDS_ON: dict[str, set[str]] = {
 #: Room -> what it may import besides, by exact name: discovery looks through the folder of recipes, and a
 #: recipe is written as users write theirs.
 BESIDES = {"config": {"nemorun.recipes"}, "cli": {"nemorun.recipes"}, "recipes": {"nemorun"}}
+#: Below all others.
+FLOOR = {"lazy"}
 LAUNCHER_ROOMS = set(STANDS_ON) - {"training", "llm", "recipes"}
 TORCH = {"torch", "tensorboard", "numpy"}
 #: Not imported at the top of a launcher's module.
@@ -118,12 +121,10 @@ def violations(package: Path) -> list[str]:
 def _is_wrong(arrow: Arrow) -> bool:
     top, _, rest = arrow.target.partition(".")
     if top == "nemorun":
-        target = rest.partition(".")[
-            0
-        ]  # empty for the door, `import nemorun as run`, behind which is everything
-        allowed = target in STANDS_ON[arrow.room] | {arrow.room} or arrow.target in BESIDES.get(
-            arrow.room, ()
-        )
+        # empty for the door, `import nemorun as run`, behind which is everything
+        target = rest.partition(".")[0]
+        below = STANDS_ON[arrow.room] | FLOOR | {arrow.room}
+        allowed = target in below or arrow.target in BESIDES.get(arrow.room, ())
         return not (allowed or target.startswith("__"))
     if arrow.room in LAUNCHER_ROOMS:
         never = TORCH if arrow.room != "worker" else set()  # the worker runs what trains; it seeds torch

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nemorun.lazy import lazily
 
 if TYPE_CHECKING:
-    from nemorun.config import factory as factory
+    from nemorun.config import factory
 
 __all__ = ["factory"]
 
+__all__ = [
+    "factory",
+]
 
-def __getattr__(name: str) -> Any:
-    if name != "factory":
-        raise AttributeError(f"module 'nemorun.cli' has no attribute {name!r}")
-    from nemorun.config import factory
-
-    return factory
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "nemorun.config": ("factory",),
+    },
+)
