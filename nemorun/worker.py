@@ -74,9 +74,14 @@ def _seed() -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback from the user's first frame on; note for the supervisor when and why we failed."""
+    """Print the traceback from the user's first frame on, or the sentence that an error of ours consists of.
+
+    A note tells the supervisor when and why we failed.
+    """
     import time
     import traceback
+
+    from nemorun.errors import NemorunError
 
     summary = f"{kind.__name__}: {error}".partition("\n")[0].removesuffix(": ")
     attempt, rank = os.environ.get("NEMORUN_ATTEMPT", "1"), os.environ.get("RANK", "0")
@@ -84,6 +89,9 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         f"logs/attempt-{attempt}/rank-{rank}.failure",
         json.dumps({"time": time.time(), "type": kind.__name__, "error": summary}),
     )
+    if isinstance(error, NemorunError):
+        print(f"nemorun: {error}", file=sys.stderr)
+        return
     while trace is not None and _is_ours(Path(trace.tb_frame.f_code.co_filename)):
         trace = trace.tb_next
     traceback.print_exception(kind, error, trace)

@@ -60,6 +60,14 @@ def test_a_traceback_shows_the_users_frames_only(tmp_path: Path) -> None:
     assert failure["error"] == "ZeroDivisionError: division by zero"
 
 
+def test_an_error_of_ours_is_a_sentence(tmp_path: Path) -> None:
+    source = "from nemorun.errors import ConfigError\ndef main(): raise ConfigError('the lr is wrong')\n"
+    done = worker(tmp_path, source)
+    assert (done.returncode, done.stderr) == (1, "nemorun: the lr is wrong\n")
+    failure = json.loads((tmp_path / "logs" / "attempt-1" / "rank-0.failure").read_text())
+    assert failure["error"] == "ConfigError: the lr is wrong"
+
+
 def test_a_target_that_does_not_exist_is_told_without_our_frames(tmp_path: Path) -> None:
     done = worker(tmp_path, yaml="_target_: os.no_such_thing\n_partial_: true\n")
     assert done.returncode == 1 and "no_such_thing" in done.stderr
