@@ -19,7 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -224,7 +224,11 @@ class _IndexUnpickler(pickle.Unpickler):
 
 def _refuse_another_model(checkpoint: Path, index: Metadata, tensors: dict[str, Any]) -> None:
     """torch would load what is in both, and say nothing of layers that only the checkpoint has."""
-    saved = {k: tuple(v.size) for k, v in index.state_dict_metadata.items() if k.startswith("model.")}
+    saved = {
+        k: tuple(v.size)
+        for k, v in index.state_dict_metadata.items()
+        if k.startswith("model.") and isinstance(v, TensorStorageMetadata)
+    }
     ours = {k: tuple(v.shape) for k, v in tensors.items() if k.startswith("model.")}
     for name in [*ours, *saved]:
         if saved.get(name) != ours.get(name):
