@@ -18,6 +18,12 @@ _INHERITED = frozenset(
 )
 
 
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests run last, so that the others answer early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

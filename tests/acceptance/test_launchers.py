@@ -6,6 +6,7 @@ Every test that says "must not have run" looks for a file that the task would ha
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -524,6 +525,7 @@ def test_an_interrupt_on_a_terminal_asks_once(folder: Path, answer: str, state: 
     def read_until(pattern: bytes) -> None:
         nonlocal seen
         while not re.search(pattern, seen):
+            assert select.select([terminal], [], [], 60)[0], f"no {pattern!r} in {seen!r}"
             seen += os.read(terminal, 4096)
 
     read_until(rb"started")
