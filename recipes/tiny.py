@@ -9,7 +9,7 @@ from nemorun.training.config import CheckpointConfig, OptimConfig, TrainerConfig
 
 
 @factory
-def tiny_llama_pretrain(data_path: str | None = None, devices: int = 2, max_steps: int = 480) -> Partial:
+def tiny_llama_pretrain(data_path: str | None = None, devices: int = 2, max_steps: int = 400) -> Partial:
     """Pre-train a byte-level Llama of 5 M parameters on this Python's own sources: two minutes on two cores.
 
     Args:
@@ -28,8 +28,8 @@ def tiny_llama_pretrain(data_path: str | None = None, devices: int = 2, max_step
             seq_length=128,
             vocab_size=257,
         ),
-        trainer=TrainerConfig(max_steps=max_steps, devices=devices, val_interval=120, precision="auto"),
+        trainer=TrainerConfig(max_steps=max_steps, devices=devices, val_interval=200, precision="auto"),
         data=DataConfig(path=data_path, global_batch_size=8, micro_batch_size=4),
         optim=OptimConfig(lr=2e-3, warmup_steps=40, eps=1e-8),
-        checkpoint=CheckpointConfig(interval=240),
+        checkpoint=CheckpointConfig(interval=200),
     )
