@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemorun.errors import ConfigError
+from nemorun.training.config import default_seed
 
 
 @dataclass
@@ -114,8 +115,8 @@ class DataConfig:
     """Tokens in a sequence. None: the model's seq_length."""
     val_fraction: float = 0.01
     """Share of the documents kept for validation, at least one; of a single one, this share of its end."""
-    seed: int = 0
-    """Seed of the order of the training sequences."""
+    seed: int = field(default_factory=default_seed)
+    """Seed of the order of the training sequences. Default: what `run.set_seed` got, else 0."""
     text_key: str = "text"
     """The field that holds the text in `.jsonl` files."""
     cache_dir: str | Path | None = None

@@ -5,11 +5,17 @@ Each `validate()` checks its own fields; `check_layout` checks those that must f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from nemorun.errors import ConfigError
+
+
+def default_seed() -> int:
+    """What `run.set_seed` was given for the task that this process runs, else 0."""
+    return int(os.environ.get("NEMORUN_SEED", "0"))
 
 
 @dataclass
@@ -29,8 +35,8 @@ class TrainerConfig:
     """Nodes."""
     strategy: Literal["fsdp", "ddp"] = "fsdp"
     """fsdp shards weights, gradients and optimizer over the ranks; ddp keeps them whole on each."""
-    seed: int = 0
-    """Seed of the first weights and of everything random but the order of the data."""
+    seed: int = field(default_factory=default_seed)
+    """Seed of all that is random but the order of the data. Default: what `run.set_seed` got, else 0."""
     val_interval: int = 0
     """Steps between two validations. 0: only at the end."""
     val_batches: int = 8

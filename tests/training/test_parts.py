@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from nemorun.config import Partial, dumps, loads
 from nemorun.errors import ConfigError
 from nemorun.llm import DataConfig, GPTConfig, GPTModel, pretrain
 from nemorun.training import (
@@ -98,6 +99,17 @@ def test_the_executor_is_asked_for_ranks_and_for_gpus_where_they_are_wanted() ->
 
     assert asked("gpu") == (2, 4, 4)
     assert asked("auto") == asked("cpu") == (2, 4, 0)
+
+
+def test_a_seed_that_was_set_for_the_run_counts_where_the_recipe_names_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = dumps(
+        Partial(pretrain, model=GPTConfig(), trainer=TrainerConfig(max_steps=1), data=DataConfig(seed=3))
+    )
+    monkeypatch.setenv("NEMORUN_SEED", "7")  # as the task finds it after `run.set_seed(7)`
+    task = loads(written)
+    assert (task.trainer.build().seed, task.data.build().seed) == (7, 3)
 
 
 def test_ranks_that_were_not_started_are_missed() -> None:
