@@ -143,7 +143,7 @@ def test_the_table_itself_has_no_way_up() -> None:
 
 def test_every_room_has_its_place() -> None:
     rooms = {path.stem for path in (ROOT / "nemorun").iterdir() if path.is_dir() or path.suffix == ".py"}
-    assert rooms - {"__init__", "__pycache__", "py"} == set(STANDS_ON) - {"remote"}
+    assert rooms - {"__init__", "__pycache__", "py"} == set(STANDS_ON)
 
 
 def test_both_links_are_read() -> None:
