@@ -37,8 +37,7 @@ def authenticate(transport: paramiko.Transport, host: Host, prompt: Prompt, time
                 return
             break  # the key was right, and the host wants to know more
         if "keyboard-interactive" in allowed and transport.is_active():
-            tried.append("questions (keyboard-interactive)")
-            if _answer(transport, host, prompt):
+            if _answer(transport, host, prompt, tried):
                 return
         elif "password" in allowed and transport.is_active():
             tried.append("a password")
@@ -62,13 +61,14 @@ def refusal(host: Host, tried: str) -> AuthenticationFailed:
     )
 
 
-def _answer(transport: paramiko.Transport, host: Host, prompt: Prompt) -> bool:
+def _answer(transport: paramiko.Transport, host: Host, prompt: Prompt, tried: list[str]) -> bool:
     """Let the prompt answer the host's questions; False where the host does not ask in this way after all."""
     import paramiko
 
     asking: list[AuthenticationFailed] = []
 
     def handler(title: str, instructions: str, fields: list[tuple[str, bool]]) -> list[str]:
+        tried.append("answers to its questions")
         heading = "\n".join(text.strip() for text in (title, instructions) if text.strip())
         answers = []
         try:
@@ -94,8 +94,9 @@ def _keys(host: Host, prompt: Prompt) -> Iterator[tuple[str, paramiko.PKey]]:
     """(Name, key): the agent's, those of the configuration first, then the files' that the agent has not."""
     import paramiko
 
-    files = [file for file in dict.fromkeys(host.identities) if file.is_file()]
-    public = {_public(file): file for file in files}
+    named = list(dict.fromkeys(host.identities))
+    public = {text: file for file in named if (text := _public(file))}
+    files = [file for file in named if file.is_file() and file.suffix != ".pub"]
     agent = paramiko.Agent()
     try:
         held = {key.get_base64(): key for key in agent.get_keys()}
@@ -113,8 +114,8 @@ def _keys(host: Host, prompt: Prompt) -> Iterator[tuple[str, paramiko.PKey]]:
 
 
 def _public(file: Path) -> str:
-    """The public half of a key file, in base64, where it lies beside it."""
-    beside = file.with_name(f"{file.name}.pub")
+    """The public half of a key, in base64, where it lies beside the key, or alone."""
+    beside = file if file.suffix == ".pub" else file.with_name(f"{file.name}.pub")
     words = beside.read_text(errors="replace").split() if beside.is_file() else []
     return words[1] if len(words) > 1 else ""
 

@@ -68,6 +68,8 @@ class OpenSSHConnection(Connection):
             "ConnectTimeout": f"{limits.connect:.0f}",
             "ServerAliveInterval": f"{max(1, limits.dead_after / 4):.0f}",
             "ServerAliveCountMax": "4",
+            "ClearAllForwardings": "yes",
+            "RemoteCommand": "none",
         }
         words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
         # A file and not a pipe: the master, which goes into the background, keeps it open.
@@ -93,47 +95,49 @@ class OpenSSHConnection(Connection):
 
     def _refused(self, said: str) -> ConnectError:
         """ssh's complaint as one of our errors."""
-        last = said.strip().splitlines()[-1] if said.strip() else "ssh gave no reason"
-        if "Host key verification failed" in said or "host key is known" in said or "HAS CHANGED" in said:
+        if "UNKNOWN port" in said:  # a jump host or a proxy failed, and a persistent master hides why
+            said = self._look() or said
+        lines = [line.strip() for line in said.splitlines() if line.strip()] or ["ssh gave no reason"]
+        if "Host key verification failed" in said or "HAS CHANGED" in said:
             return self._host_key_error(said)
         if "Permission denied" in said or "Too many authentication failures" in said:
-            return refusal(self.host, f"what ssh tries ({last})")
+            return refusal(self.host, f"what ssh tries ({lines[-1]})")
+        reason = next((line for line in lines if "UNKNOWN port" not in line), lines[-1]).rstrip(".")
         return ConnectError(
-            f"cannot reach {self.name} ({self.host.address}, port {self.host.port}): {last.strip()} Check "
-            f"the name, the "
-            "port, the network (a VPN?), and HostName, Port and ProxyJump in the SSH configuration."
+            f"cannot reach {self.name} ({self.host.address}, port {self.host.port}): {reason}. Check the "
+            "name, the port, the network (a VPN?), and HostName, Port and ProxyJump in the SSH configuration."
         )
 
     def _host_key_error(self, said: str) -> ConnectError:
-        """ssh tells an unknown key's fingerprint only when it is asked to be verbose: look once more."""
-        if self.host.jumps and not re.search(rf"known for {re.escape(self.host.key_name)} ", said):
-            before = re.search(r"known for (\S+) and", said)
-            where = f"the jump host {before[1]}" if before else "a jump host"
+        """Which host it is about, and its key: ssh shows an unknown one only where it is verbose."""
+        about = re.search(r"host key (?:is known )?for (\S+) (?:and you|has changed)", said)
+        if about and self.host.jumps and about[1] != self.host.key_name:
             return HostKeyError(
-                f"the way to {self.name}: the key of {where} is not the known one: {said.strip()}"
+                f"the way to {self.name} leads through {about[1]}, whose key is unknown or not the known "
+                f"one: `{' '.join([*self.host.ssh, '-o', 'StrictHostKeyChecking=ask', about[1]])}` shows it."
             )
-        look = self._ssh(
-            "-v", "-o", "ControlPath=none", "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes"
-        )
-        try:
-            seen = subprocess.run(
-                [*look, "true"],
-                text=True,
-                capture_output=True,
-                stdin=subprocess.DEVNULL,
-                timeout=2 * self.timeouts.connect,
-            ).stderr
-        except subprocess.TimeoutExpired:
-            seen = ""
-        key = re.search(r"Server host key: (\S+) (\S+)", seen)
+        key = re.search(r"Server host key: (\S+) (\S+)", self._look("-v"))
         kind, fingerprint = (key[1], key[2]) if key else ("of some kind", "(not shown)")
         make = host_keys.changed if "HAS CHANGED" in said else host_keys.unknown
         return make(self.host, kind, fingerprint)
 
+    def _look(self, *options: str) -> str:
+        """What ssh says to a plain attempt that asks nothing and changes nothing."""
+        single = ("-o", "ControlPath=none", "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes")
+        command = self._ssh(*options, *single)
+        command = [word for word in command if word not in ("-S", self._control)]
+        limit = 2 * self.timeouts.connect
+        try:
+            done = subprocess.run([*command, "true"], text=True, capture_output=True, input="", timeout=limit)
+        except subprocess.TimeoutExpired:
+            return ""
+        return done.stderr
+
     def _start(self, command: str) -> Pipes:
         # If the master is gone, ssh would log in by itself, and ask: a proxy that fails at once prevents it.
-        options = ("-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "BatchMode=yes", "-T")
-        return ProcessPipes([*self._ssh(*options), command])
+        options = ("ControlMaster=no", "ProxyCommand=false", "BatchMode=yes", "RemoteCommand=none")
+        words = [word for option in options for word in ("-o", option)]
+        return ProcessPipes([*self._ssh("-T", *words), command])
 
     def _broken(self, stream: Stream) -> RemoteError:
         said = stream.outside or stream.stderr.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import selectors
 import socket
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ class SSHConnection(Connection):
 
     def _connect(self) -> None:
         if not self._hops:
+            # Else paramiko's log, tracebacks too, goes to stderr in programs that do not set up logging.
+            logging.getLogger("paramiko").addHandler(logging.NullHandler())
             self._reach(self.host, 0)
 
     def _reach(self, host: Host, depth: int) -> None:
@@ -143,7 +146,10 @@ class _ChannelPipes:
         self._selector.register(channel.fileno(), selectors.EVENT_READ)
 
     def write(self, data: bytes) -> None:
-        self._channel.sendall(data)
+        try:
+            self._channel.sendall(data)
+        except EOFError as error:  # paramiko's word for a connection that ended
+            raise BrokenPipeError from error
 
     def end_input(self) -> None:
         with contextlib.suppress(OSError, EOFError):

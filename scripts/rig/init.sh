@@ -66,4 +66,4 @@ node)
     ;;
 esac
 touch /run/booted
-while :; do sleep infinity & wait $!; done
+while :; do sleep infinity & wait $! || true; done

@@ -123,7 +123,7 @@ def _connections(sockets: Path) -> Iterator[dict[str, Connection]]:
 def connection(
     request: pytest.FixtureRequest, _connections: dict[str, Connection], own_sockets: None
 ) -> Connection:
-    """A connection by each transport, direct and through the bastion; one for all tests, so that it is reused."""
+    """A connection by each transport, direct and through the bastion; reused by all tests."""
     if request.param not in _connections:
         transport, _, host = request.param.partition(" ")
         if transport == "local":

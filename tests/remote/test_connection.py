@@ -170,11 +170,11 @@ def test_files_that_cannot_be(connection: Connection, folder: str, tmp_path: Pat
     assert not list(tmp_path.iterdir())
     with pytest.raises(RemoteError, match="not a readable file"):
         connection.read(folder)
-    with pytest.raises(RemoteError, match="cannot write .*it is a folder"):
+    with pytest.raises(RemoteError, match=r"cannot write .*it is a folder"):
         connection.put(b"x", folder)
     with pytest.raises(RemoteError, match="cannot write /proc/x/y"):
         connection.put(b"x", "/proc/x/y")
-    with pytest.raises(RemoteError, match="cannot read .*/none"):
+    with pytest.raises(RemoteError, match=r"cannot read .*/none"):
         connection.put(tmp_path / "none", f"{folder}/x")
 
 
