@@ -31,7 +31,7 @@ TIME_LIMIT = 240  # seconds a block
 _FILE = re.compile(r"# file: (\S+)\n")
 _EXIT = re.compile(r"\n# exits with (\d+)\s*\Z")
 _NOT_RUN = re.compile(r"# not run here: \S+")
-_SCRIPT = re.compile(r"^(?:\.ci|scripts)/[\w/]+", re.MULTILINE)
+_SCRIPT = re.compile(r"^(?:\.ci|scripts)/[\w/-]+", re.MULTILINE)
 
 
 @dataclass(frozen=True)
