@@ -30,8 +30,7 @@ from nemorun.remote.paths import quote_path
 from nemorun.remote.pipes import Pipes
 from nemorun.remote.stream import Stream
 
-#: sshd allows 10 sessions a connection (its MaxSessions), and a shared one may serve the user's own shells
-#: too.
+#: sshd allows 10 sessions a connection (its MaxSessions); a shared one may serve the user's shells too.
 MAX_RUNS = 4
 MAX_STREAMS = 4
 
@@ -112,8 +111,8 @@ class Connection(abc.ABC):
         """Run a POSIX shell command to its end; `stdin` is its input, a Path the content of that file.
 
         `timeout` in seconds. `check`: another exit code than 0 raises CommandFailed with what it wrote on
-        stderr. The command line can be seen by others on that machine: secrets, and what is long, belong
-        into `stdin`.
+        stderr, of which the last MiB is kept. The command line can be seen by others on that machine: secrets
+        and what is long belong into `stdin`.
         """
         output = bytearray()
         code, stderr = self._execute(command, stdin, timeout, output.extend)
@@ -130,8 +129,7 @@ class Connection(abc.ABC):
         self.connect()
         if not self._streams.acquire(blocking=False):
             raise RemoteError(
-                f"{self.name}: {MAX_STREAMS} streams are open on this connection, which is the most that "
-                f"leaves room "
+                f"{self.name}: {MAX_STREAMS} streams are open on this connection, the most that leaves room "
                 "for commands (sshd allows 10 sessions). Close one, or follow several files with one command."
             )
         return self._begin(command, self._streams, ends_with_reader=True)
@@ -139,11 +137,10 @@ class Connection(abc.ABC):
     def put(
         self, data: bytes | Path, remote: str, *, mode: int = 0o600, timeout: float | None = None
     ) -> None:
-        """Write a file whole or not at all: nobody ever sees a half of it. `data` is its content, or a
-        file here.
+        """Write a file whole or not at all: nobody ever sees a half of it.
 
-        `remote` may begin with `~` and hold variables of the other machine. Missing folders are made,
-        private (0700).
+        `data` is its content, or a file here. `remote` may begin with `~` and hold variables of the other
+        machine. Missing folders are made, private (0700).
         """
         with _source(data) as source:
             size = source.seek(0, os.SEEK_END)
@@ -226,10 +223,7 @@ class Connection(abc.ABC):
         status = stream.pipes.status()
         how = "by a signal" if status is None or status < 0 else f"with status {status}"
         if stream.began:
-            return RemoteError(
-                f"{self.name}: the shell that ran the command was ended (status {status}); it has run in "
-                f"part."
-            )
+            return RemoteError(f"{self.name}: the shell ended {how}; the command has run in part.")
         said = f", after it printed: {stream.outside}" if stream.outside else ""
         return RemoteError(f"{self.name}: the login shell ended {how} before it came to the command{said}.")
 

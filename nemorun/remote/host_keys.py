@@ -40,7 +40,8 @@ def check(host: Host, known: paramiko.HostKeys, key: paramiko.PKey) -> None:
 
 
 def unknown(host: Host, kind: str, fingerprint: str) -> HostKeyError:
-    command = shlex.join([*host.ssh, "-o", "StrictHostKeyChecking=ask", host.alias, "true"])
+    login = ["-l", host.user, "-p", str(host.port), host.name]
+    command = shlex.join([*host.ssh, "-o", "StrictHostKeyChecking=ask", *login, "true"])
     return HostKeyError(
         f"{_name(host)} is not a known host: its key is {kind} {fingerprint}. Ask the people who run it "
         f"whether this is "

@@ -48,7 +48,7 @@ class OpenSSHConnection(Connection):
         # These win over the configuration: the first value counts.
         host = self.host
         login = ["-l", host.user, "-p", str(host.port)]
-        return [*host.ssh, "-S", self._control, *options, *login, "--", _name(host)]
+        return [*host.ssh, "-S", self._control, *options, *login, "--", host.name]
 
     def _connect(self) -> None:
         if self._ready:
@@ -164,14 +164,9 @@ def has_master(host: Host, control: str | None = None) -> bool:
     path = control or host.control_path
     if not path or ("%" not in path and not Path(path).exists()):
         return False
-    check = [*host.ssh, "-S", path, "-O", "check", "-l", host.user, "-p", str(host.port), "--", _name(host)]
+    check = [*host.ssh, "-S", path, "-O", "check", "-l", host.user, "-p", str(host.port), "--", host.name]
     done = subprocess.run(check, stdin=subprocess.DEVNULL, capture_output=True)
     return done.returncode == 0
-
-
-def _name(host: Host) -> str:
-    """The host without user and port, which are given as options."""
-    return host.alias.removeprefix("ssh://").rpartition("@")[2].partition(":")[0].rstrip("/")
 
 
 def _control_folder() -> Path:

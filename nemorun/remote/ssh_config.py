@@ -7,6 +7,7 @@ import re
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from nemorun.remote.errors import ConnectError
 
@@ -29,6 +30,11 @@ class Host:
     config: Path | None
 
     @property
+    def name(self) -> str:
+        """The alias without the user."""
+        return self.alias.rpartition("@")[2]
+
+    @property
     def ssh(self) -> list[str]:
         """The beginning of an `ssh` command for this host's configuration."""
         return ["ssh", *(["-F", str(self.config)] if self.config else [])]
@@ -47,6 +53,9 @@ def lookup(
         raise ConnectError(f"{host!r} is not the name of a host.")
     if config and not config.is_file():
         raise ConnectError(f"there is no SSH configuration {config}.")
+    if host.startswith("ssh://"):  # ssh reads these too, but not with every address
+        address = urlsplit(host)
+        host, user, port = address.hostname or host, user or address.username, port or address.port
     command = ["ssh", "-G", *(["-F", str(config)] if config else [])]
     command += [*(["-l", user] if user else []), *(["-p", str(port)] if port else []), "--", host]
     try:
@@ -115,6 +124,7 @@ def jump_host(host: Host) -> Host | None:
     if not host.jumps:
         return None
     *before, last = host.jumps
-    name = last if last.startswith("ssh://") or ":" not in last else f"ssh://{last}"
+    with_port = re.fullmatch(r"[^:\[\]]+:\d+|[^:]*\[.*\]:\d+", last)
+    name = f"ssh://{last}" if with_port else last
     jump = lookup(name, host.config)
     return replace(jump, jumps=tuple(before)) if before else jump

@@ -77,8 +77,7 @@ class Stream:
         """Start to give all of `source` to the command's input; `read` goes on meanwhile."""
 
         def give() -> None:
-            # The command may close its input before all is read, or the connection may end: `read` tells
-            # which.
+            # The command may close its input early, or the connection may end: `read` tells which.
             with contextlib.suppress(OSError), source:
                 while chunk := source.read(CHUNK):
                     self.pipes.write(chunk)
@@ -93,9 +92,8 @@ class Stream:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise CommandTimeout(
-                    f"{self.name}: not done within {timeout:g} s. It may still run there; look for what it "
-                    f"does before "
-                    "you repeat it."
+                    f"{self.name}: not done within {timeout:g} s. It may still run there; look for what "
+                    "it does before you repeat it."
                 )
             chunk = self.read(left)
             if chunk is None:

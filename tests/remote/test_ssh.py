@@ -26,7 +26,7 @@ from nemorun.remote.errors import (
 from nemorun.remote.openssh import OpenSSHConnection
 from nemorun.remote.prompting import terminal
 from nemorun.remote.ssh import SSHConnection
-from nemorun.remote.ssh_config import lookup
+from nemorun.remote.ssh_config import jump_host, lookup
 from tests.remote.conftest import QUICK, Rig, eventually
 
 Dial = Callable[..., Connection]
@@ -71,6 +71,29 @@ def test_the_configuration_is_sshs_own(tmp_path: Path) -> None:
     assert host.jumps == ("a", "b@c:23")
     assert lookup("you@cluster", tmp_path / "config", port=24).user == "you"
     assert lookup("cluster", tmp_path / "config", user="him", port=24).port == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "user", "port"),
+    [
+        ("me@cluster", "cluster", "me", 22),
+        ("ssh://me@cluster:2200", "cluster", "me", 2200),
+        ("me@fd00::7", "fd00::7", "me", 22),
+        ("ssh://me@[fd00::7]:23", "fd00::7", "me", 23),
+    ],
+)
+def test_the_ways_to_write_a_host(given: str, name: str, user: str, port: int, tmp_path: Path) -> None:
+    (tmp_path / "config").touch()
+    host = lookup(given, tmp_path / "config")
+    assert (host.name, host.address, host.user, host.port) == (name, name, user, port)
+
+
+@pytest.mark.parametrize("jump", ["me@first:23", "first", "me@[fd00::7]:23", "ssh://me@first:23"])
+def test_the_ways_to_write_a_jump(jump: str, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(f"Host first\n User me\n Port 23\nHost far\n ProxyJump {jump}\n")
+    found = jump_host(lookup("far", tmp_path / "config"))
+    assert found
+    assert (found.name in ("first", "fd00::7"), found.user, found.port) == (True, "me", 23)
 
 
 @pytest.mark.parametrize("host", ["", "-oProxyCommand=touch /tmp/x", "a b", "a\nb"])
