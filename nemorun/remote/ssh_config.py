@@ -49,13 +49,16 @@ def lookup(
     `user` and `port` win over the file. Raises ConnectError for a name that ssh refuses, a broken file, no
     ssh.
     """
+    if host.startswith("ssh://"):  # ssh reads these too, but not with every address
+        try:
+            address = urlsplit(host)
+            host, user, port = address.hostname or "", user or address.username, port or address.port
+        except ValueError as error:
+            raise ConnectError(f"{host!r} is not the name of a host: {error}.") from error
     if not host or host.startswith("-") or re.search(r"[\s\x00]", host):
         raise ConnectError(f"{host!r} is not the name of a host.")
     if config and not config.is_file():
         raise ConnectError(f"there is no SSH configuration {config}.")
-    if host.startswith("ssh://"):  # ssh reads these too, but not with every address
-        address = urlsplit(host)
-        host, user, port = address.hostname or host, user or address.username, port or address.port
     command = ["ssh", "-G", *(["-F", str(config)] if config else [])]
     command += [*(["-l", user] if user else []), *(["-p", str(port)] if port else []), "--", host]
     try:

@@ -96,7 +96,9 @@ def test_the_ways_to_write_a_jump(jump: str, tmp_path: Path) -> None:
     assert (found.name in ("first", "fd00::7"), found.user, found.port) == (True, "me", 23)
 
 
-@pytest.mark.parametrize("host", ["", "-oProxyCommand=touch /tmp/x", "a b", "a\nb"])
+@pytest.mark.parametrize(
+    "host", ["", "-oProxyCommand=touch /tmp/x", "a b", "a\nb", "ssh://", "ssh://-oX", "ssh://a:b"]
+)
 def test_a_name_that_is_none(host: str) -> None:
     with pytest.raises(ConnectError, match="is not the name of a host"):
         connect(host)
