@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from nemorun.executors.configured import as_config
 from nemorun.experiment import store
 from nemorun.experiment.prepare import PreparedTask
 from nemorun.experiment.provenance import facts, git_facts
-from nemorun.experiment.record import EXPERIMENT_FILE, Record, spec_text, submission_lock
+from nemorun.experiment.record import CREATED_FORMAT, EXPERIMENT_FILE, Record, spec_text, submission_lock
 from nemorun.job import JobSpec, JobState, JobStatus, Reason
 from nemorun.packaging import Frozen
 from nemorun.packaging.git import diff
@@ -191,7 +192,7 @@ class Plan:
             }
             for task in self.tasks
         ]
-        created = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        created = datetime.now().astimezone().strftime(CREATED_FORMAT)
         summary = {"id": self.id, "name": self.name, "created": created, "code": archives}
         summary |= {**self.details, **facts(), "tasks": tasks}
         text: str = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True)

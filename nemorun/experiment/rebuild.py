@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from nemorun.experiment.record import CREATED_FORMAT
 from nemorun.experiment.store import Entry, TaskEntry
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -17,11 +18,10 @@ def recorded(folder: Path) -> list[Entry]:
     found = []
     for file in folder.glob("[!.]*/experiment.yaml"):
         try:
-            found.append((_entry(file), file.stat().st_mtime))
+            found.append(_entry(file))
         except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError):
             continue  # damaged, or not ours
-    found.sort(key=lambda pair: (pair[0].created_at, pair[1]))
-    return [entry for entry, _ in found]
+    return sorted(found, key=lambda entry: entry.created_at)
 
 
 def _entry(file: Path) -> Entry:
@@ -31,5 +31,5 @@ def _entry(file: Path) -> Entry:
         facts = yaml.safe_load(file.read_bytes())
     run_dirs = {job.parent.name: job.parent for job in file.parent.glob("**/tasks/*/job.json")}
     tasks = (TaskEntry(task["name"], run_dirs[task["name"]], task["executor"]) for task in facts["tasks"])
-    created = datetime.strptime(facts["created"], "%Y-%m-%d %H:%M:%S %z").timestamp()
+    created = datetime.strptime(facts["created"], CREATED_FORMAT).timestamp()
     return Entry(facts["id"], facts["name"], file.parent, created, tuple(tasks))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nemorun.executors.base import Executor
 
 EXPERIMENT_FILE = "experiment.yaml"
+#: Of its `created`: fine enough to tell the order of two that were made at once.
+CREATED_FORMAT = "%Y-%m-%d %H:%M:%S.%f %z"
 #: How often a wait looks, in seconds: at once after something happened, seldom when nothing does.
 _SHORTEST, _LONGEST = 0.02, 0.25
 
