@@ -64,6 +64,8 @@ class Plan:
     """The user's, as YAML, for the record."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Name -> text of further files of the record."""
+    created_at: float = field(default_factory=time.time)
+    """Seconds since the epoch; the index and the record say the same."""
 
     def __post_init__(self) -> None:
         """Group the tasks by executor and render each group. Raises ConfigError."""
@@ -127,7 +129,7 @@ class Plan:
             store.TaskEntry(task.spec.name, Path(task.spec.run_dir), task.executor.kind)
             for task in self.tasks
         )
-        entry = store.Entry(self.id, self.name, self.folder, time.time(), tuple(tasks))
+        entry = store.Entry(self.id, self.name, self.folder, self.created_at, tuple(tasks))
         with ExitStack() as held:
             try:
                 self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -192,7 +194,7 @@ class Plan:
             }
             for task in self.tasks
         ]
-        created = datetime.now().astimezone().strftime(CREATED_FORMAT)
+        created = datetime.fromtimestamp(self.created_at).astimezone().strftime(CREATED_FORMAT)
         summary = {"id": self.id, "name": self.name, "created": created, "code": archives}
         summary |= {**self.details, **facts(), "tasks": tasks}
         text: str = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True)
