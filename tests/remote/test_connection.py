@@ -103,7 +103,7 @@ def test_a_stream_is_read_while_it_runs(connection: Connection, folder: str) -> 
 def test_a_stream_ends_with_its_reader(connection: Connection, folder: str) -> None:
     with connection.stream(f"echo $$; sh -c 'sleep 600'; touch {folder}/went-on") as stream:
         pid = (stream.read() or b"").decode().strip()
-        assert connection.run(f"pgrep -s {pid} sleep").returncode == 0
+        eventually(lambda: connection.run(f"pgrep -s {pid} sleep").returncode == 0)
     eventually(lambda: connection.run(f"pgrep -s {pid}").returncode == 1)
     assert connection.run(f"ls {folder}").stdout == ""
 
