@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from nemorun.executors.base import Executor
 
 #: Kind -> `module:class`.
-EXECUTORS: dict[str, str] = {"local": "nemorun.executors.local:LocalExecutor"}
+EXECUTORS: dict[str, str] = {
+    "local": "nemorun.executors.local:LocalExecutor",
+    "slurm": "nemorun.executors.slurm:SlurmExecutor",
+}
 
 
 def executor_class(kind: str) -> type[Executor]:

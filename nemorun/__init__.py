@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nemorun.config import Config, Partial, factory, resources
     from nemorun.errors import NemorunError, TaskFailed
     from nemorun.executors.local import LocalExecutor
+    from nemorun.executors.slurm import HetGroup, SlurmExecutor
     from nemorun.experiment import (
         Command,
         Experiment,
@@ -31,6 +32,7 @@ __all__ = [
     "Command",
     "Config",
     "Experiment",
+    "HetGroup",
     "LocalExecutor",
     "NemorunError",
     "Partial",
@@ -38,6 +40,7 @@ __all__ = [
     "Resources",
     "Result",
     "Script",
+    "SlurmExecutor",
     "TaskFailed",
     "__version__",
     "cli",
@@ -54,6 +57,7 @@ __getattr__, __dir__ = lazily(
         ".config": ("Config", "Partial", "factory", "resources"),
         ".errors": ("NemorunError", "TaskFailed"),
         ".executors.local": ("LocalExecutor",),
+        ".executors.slurm": ("HetGroup", "SlurmExecutor"),
         ".experiment": (
             "Command",
             "Experiment",

@@ -155,5 +155,6 @@ def _mapping(value: object, where: str, allowed: tuple[str, ...] | None = None) 
 
 
 def executor_entries(workspace: Workspace) -> dict[str, ExecutorEntry]:
-    """Every executor that can be named here; `local` always exists."""
-    return {"local": ExecutorEntry({"type": "local"}, None), **workspace.settings.executors}
+    """Every executor that can be named here; `local` and `slurm` (on a login node) always exist."""
+    built_in = {kind: ExecutorEntry({"type": kind}, None) for kind in ("local", "slurm")}
+    return {**built_in, **workspace.settings.executors}
