@@ -5,16 +5,19 @@
 2. `render()` is pure: the same jobs give the same text. What a dry run prints is what `submit()` sends.
 3. `submit()` sends a rendered submission once: called again with the same one, it finds the first and
    starts nothing new. All jobs of one call share one connection; dependencies among them are kept.
+   Tasks whose executors have the same `place()` are submitted in one call, and asked for in one.
 4. `poll()` answers for all references at once and never raises for a lost job: what none can tell is UNKNOWN.
-5. `logs()` reads from the offsets it is given, so that a reader goes on where it stopped.
+5. `logs()` reads all files that are asked for in one go, from the offsets it is given, so that a reader goes
+   on where it stopped.
 6. `cancel()` is idempotent, and returns when the jobs have ended or the executor has taken the order over.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 from nemorun.job import JobRef, JobSpec, JobStatus, Resources
@@ -60,6 +63,8 @@ class Executor(ABC):
     """Where and how jobs run. Fields left None are taken from the task."""
 
     kind: ClassVar[str]
+    pace: ClassVar[tuple[float, float]] = (0.02, 0.25)
+    """Seconds between two looks at its jobs: after something happened, and at most, when nothing does."""
 
     env_vars: dict[str, str] = field(default_factory=dict)
     """Environment of every rank; names keep their case, values are passed untouched."""
@@ -81,8 +86,13 @@ class Executor(ABC):
         Raises ConfigError where both are set and differ.
         """
 
+    def place(self) -> Hashable:
+        """Where it submits to: executors of equal place take each other's tasks. By default, its equals."""
+        return repr(self)
+
     @abstractmethod
-    def render(self, jobs: Sequence[JobSpec]) -> Rendered: ...
+    def render(self, jobs: Sequence[JobSpec], own: Mapping[str, Executor] = MappingProxyType({})) -> Rendered:
+        """`own`: the executors, all of this place, of the tasks that have another one than this."""
 
     @abstractmethod
     def submit(self, rendered: Rendered, secrets: Mapping[str, str]) -> dict[str, str]:
@@ -93,8 +103,10 @@ class Executor(ABC):
         """Token -> status, for every reference given."""
 
     @abstractmethod
-    def logs(self, ref: JobRef, offsets: LogOffsets, rank: int | None = None) -> Iterable[LogChunk]:
-        """What has been written since `offsets`, and then stop: following is the caller's loop."""
+    def logs(
+        self, reading: Mapping[JobRef, LogOffsets], rank: int | None = None
+    ) -> Iterable[tuple[JobRef, LogChunk]]:
+        """What these jobs have written since their offsets, and then stop: following is the caller's loop."""
 
     @abstractmethod
     def excerpt(self, ref: JobRef) -> str:

@@ -93,6 +93,8 @@ class JobSpec:
     """Names of tasks of the same submission that must have succeeded first."""
     retries: int = 0
     """How often it is started again after a failure, the executor's default already taken into account."""
+    resumable: bool = False
+    """On SIGTERM or SIGUSR2 it saves its state and ends with EXIT_RESUME; its next start goes on from there."""
 
 
 @dataclass(frozen=True)

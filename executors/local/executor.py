@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from nemorun.errors import ConfigError, StoreError, SubmitError
@@ -92,16 +93,23 @@ class LocalExecutor(Executor):
                 fields[name] = value
         return Resources(**fields)
 
-    def render(self, jobs: Sequence[JobSpec]) -> Rendered:
-        tasks = [
-            task_plan(
-                job,
-                env={**self.env_vars, **job.env},
-                cwd=str(Path(self.cwd).absolute()) if self.cwd else job.cwd,
-                limit=time_limit(self.time),
+    def place(self) -> Hashable:
+        """One supervisor looks after all tasks that agree in what is the supervisor's."""
+        return (type(self), self.grace_period, self.backoff, self.max_parallel)
+
+    def render(self, jobs: Sequence[JobSpec], own: Mapping[str, Executor] = MappingProxyType({})) -> Rendered:
+        tasks = []
+        for job in jobs:
+            executor = own.get(job.name, self)
+            assert isinstance(executor, LocalExecutor)  # what is of this place is of this class
+            tasks.append(
+                task_plan(
+                    job,
+                    env={**executor.env_vars, **job.env},
+                    cwd=str(Path(executor.cwd).absolute()) if executor.cwd else job.cwd,
+                    limit=time_limit(executor.time),
+                )
             )
-            for job in jobs
-        ]
         plan = Plan(float(self.grace_period), float(self.backoff), self.max_parallel, tasks)
         return Rendered(self.kind, plan.dumps(), tuple(jobs))
 
@@ -136,12 +144,18 @@ class LocalExecutor(Executor):
                 statuses.update({ref.token: unknown for ref in group})
         return statuses
 
-    def logs(self, ref: JobRef, offsets: LogOffsets, rank: int | None = None) -> Iterable[LogChunk]:
-        status = self.poll([ref])[ref.token]  # first: what has ended by now writes no more
-        for attempt, number, path in _log_files(Path(ref.run_dir)):
-            if rank is None or number == rank:
-                done = status.state.ended or attempt < status.attempt
-                yield from _chunks(path, attempt, number, offsets.get((attempt, number), 0), done)
+    def logs(
+        self, reading: Mapping[JobRef, LogOffsets], rank: int | None = None
+    ) -> Iterable[tuple[JobRef, LogChunk]]:
+        statuses = self.poll(list(reading))  # first: what has ended by now writes no more
+        for ref, offsets in reading.items():
+            status = statuses[ref.token]
+            for attempt, number, path in _log_files(Path(ref.run_dir)):
+                if rank is None or number == rank:
+                    done = status.state.ended or attempt < status.attempt
+                    offset = offsets.get((attempt, number), 0)
+                    for chunk in _chunks(path, attempt, number, offset, done):
+                        yield ref, chunk
 
     def excerpt(self, ref: JobRef) -> str:
         task = read(_folder(ref.run_dir) / "journal.jsonl").tasks.get(ref.name)

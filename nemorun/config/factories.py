@@ -17,6 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FACTORY_MARK = "__nemorun_factory__"
 RESOURCES_MARK = "__nemorun_resources__"
+RESUMABLE_MARK = "__nemorun_resumable__"
 
 
 @overload
@@ -43,17 +44,26 @@ def factory_name(value: Any) -> str | None:
     return vars(value).get(FACTORY_MARK) if inspect.isfunction(value) else None
 
 
-def resources(rule: Callable[..., Resources]) -> Callable[[F], F]:
+def resources(rule: Callable[..., Resources], *, resumable: bool = False) -> Callable[[F], F]:
     """Say what a task function needs: `rule` gets those of its arguments that it takes, by name.
 
     `@run.resources(lambda trainer, **_: run.Resources(nodes=trainer.nodes, ntasks_per_node=trainer.devices))`
+
+    `resumable`: on SIGTERM or SIGUSR2 it saves its state and ends with exit code 75 (`EXIT_RESUME`), and goes
+    on from there when it is started again. Executors warn it then before a time limit or a preemption.
     """
 
     def mark(fn: F) -> F:
         setattr(fn, RESOURCES_MARK, rule)
+        setattr(fn, RESUMABLE_MARK, resumable)
         return fn
 
     return mark
+
+
+def is_resumable(partial: Partial[Any]) -> bool:
+    """Does the task's function save its state when it is told to end?"""
+    return bool(getattr(partial.__fn_or_cls__, RESUMABLE_MARK, False))
 
 
 def resources_of(partial: Partial[Any]) -> Resources | None:

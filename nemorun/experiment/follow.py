@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from nemorun.experiment.record import Pace, Record, describe
-from nemorun.job import JobState
+from nemorun.errors import NemorunError
+from nemorun.experiment.record import Record, describe
+from nemorun.job import JobState, JobStatus
 
 
 class Terminated(BaseException):
@@ -36,19 +37,28 @@ class LogPrinter:
     def advance(self) -> bool:
         """Print what is new. True if there was anything."""
         printed = False
-        for name in self._names:
-            status = self._record.statuses[name]
-            if (status.state is JobState.PENDING and not status.attempt) or name in self._drained:
-                continue
-            executor, offsets = self._record.executor(name), self._offsets[name]
-            for chunk in executor.logs(self._record.ref(name), offsets, self._rank):
-                offsets[chunk.attempt, chunk.rank] = chunk.offset
-                self._print(name, chunk.rank, chunk.text)
-                printed = True
-            if status.state.ended:  # it had before we read, so nothing more will come
-                self._drained.add(name)
+        statuses = dict(self._record.statuses)
+        wanted = [
+            name
+            for name in self._names
+            if name not in self._drained and (statuses[name].attempt or not self._waits(statuses[name]))
+        ]
+        for executor, names in self._record.by_place(wanted):
+            reading = {self._record.ref(name): self._offsets[name] for name in names}
+            quiet = set(names)
+            for ref, chunk in executor.logs(reading, self._rank):
+                self._offsets[ref.name][chunk.attempt, chunk.rank] = chunk.offset
+                self._print(ref.name, chunk.rank, chunk.text)
+                quiet.discard(ref.name)
+            printed = printed or len(quiet) < len(names)
+            # what had ended before we read, and said nothing more, never will
+            self._drained |= {name for name in quiet if statuses[name].state.ended}
         sys.stdout.flush()
         return printed
+
+    @staticmethod
+    def _waits(status: JobStatus) -> bool:
+        return status.state is JobState.PENDING
 
     def _print(self, name: str, rank: int, text: str) -> None:
         parts = [name] * self.several_tasks + [str(rank)] * (self.streams > 1)
@@ -67,7 +77,8 @@ def print_logs(
     """Print what has been written so far; with `follow` go on until the experiment has ended."""
     printer = LogPrinter(record, task, rank)
     record.refresh()
-    printer.advance()
+    while printer.advance():
+        pass
     if follow:
         _until_ended(record, printer)
 
@@ -96,17 +107,25 @@ def announce(record: Record) -> None:
 
 
 def _until_ended(record: Record, printer: LogPrinter) -> None:
-    pace = Pace()
+    pace = record.pace()
     told = {name for name, status in record.statuses.items() if status.state.ended}
+    lost = ""
     while True:
         ended = record.state.ended
-        happened = printer.advance()
+        happened = False
+        try:
+            happened = printer.advance()
+            lost = ""
+        except NemorunError as error:  # a laptop that slept: what runs there goes on, and so do we
+            if str(error) != lost:
+                lost = str(error)
+                _say(f"its output cannot be read just now; trying on: {lost}")
         for name, status in record.statuses.items():
             if status.state.ended and name not in told:
                 told.add(name)
                 if printer.several_tasks or status.state is not JobState.SUCCEEDED:
                     _say(f"task '{name}' {describe(status)}")
-        if ended:
+        if ended and not happened and not lost:
             return
         pace.pause(happened)
         record.refresh()

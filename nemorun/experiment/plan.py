@@ -5,13 +5,12 @@ The record is complete before anything is submitted, so that a launcher that die
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -34,10 +33,6 @@ from nemorun.packaging.git import diff
 
 if TYPE_CHECKING:
     from nemorun.executors.base import Executor, Rendered
-
-#: Fields of executors that each job carries itself: tasks that differ in these alone go together.
-_PER_JOB: dict[str, Any] = {"env_vars": {}, "retries": 0}
-_PER_JOB |= dict.fromkeys(("nodes", "ntasks_per_node", "gpus_per_node"))
 
 
 @dataclass
@@ -68,23 +63,21 @@ class Plan:
     """Seconds since the epoch; the index and the record say the same."""
 
     def __post_init__(self) -> None:
-        """Group the tasks by executor and render each group. Raises ConfigError."""
-        groups: list[tuple[Executor, list[PreparedTask]]] = []
+        """Group the tasks by where they go and render each group. Raises ConfigError."""
+        groups: dict[Hashable, list[PreparedTask]] = {}
         for task in self.tasks:
-            shared = _shared(task.executor)
-            group = next((group for executor, group in groups if executor == shared), None)
-            if group is None:
-                groups.append((shared, group := []))
-            group.append(task)
+            groups.setdefault(task.executor.place(), []).append(task)
         self.submissions = []
-        for number, (executor, group) in enumerate(groups):
+        for number, group in enumerate(groups.values()):
             _check_dependencies(group, self.tasks)
             # run folders tell an executor which submission is meant, so each has a folder of its own
             folder = self.folder / f"group-{number + 1}" if number else self.folder
             for task in group:
                 task.spec = _placed(task, self.id, folder)
                 task.executor.check_job(task.spec)
-            rendered = executor.render([task.spec for task in group])
+            executor = group[0].executor
+            own = {task.spec.name: task.executor for task in group}
+            rendered = executor.render([task.spec for task in group], own)
             self.submissions.append(Submission(executor, group, rendered, _secrets(group)))
 
     def text(self) -> str:
@@ -201,11 +194,6 @@ class Plan:
         return text if self.config is None else text + "config: |\n" + indent(self.config, "  ")
 
 
-def _shared(executor: Executor) -> Executor:
-    """The executor without what its jobs carry themselves."""
-    return replace(executor, **{k: copy.copy(v) for k, v in _PER_JOB.items() if hasattr(executor, k)})
-
-
 def _check_dependencies(group: list[PreparedTask], tasks: list[PreparedTask]) -> None:
     names = {task.spec.name for task in group}
     for task in group:
@@ -213,8 +201,8 @@ def _check_dependencies(group: list[PreparedTask], tasks: list[PreparedTask]) ->
             if name not in names:
                 other = next(one for one in tasks if one.spec.name == name)
                 raise ConfigError(
-                    f"task '{task.spec.name}' depends on '{name}', but an executor can only wait for its own "
-                    f"tasks, and theirs differ: {task.executor!r} and {other.executor!r}; give both the same"
+                    f"task '{task.spec.name}' depends on '{name}', but can only wait for tasks of its own "
+                    f"place, and theirs differ: {task.executor!r} and {other.executor!r}; give both the same"
                 )
 
 

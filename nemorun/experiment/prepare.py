@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nemorun
-from nemorun.config import Buildable, Partial, dumps, resources_of, validate
+from nemorun.config import Buildable, Partial, dumps, is_resumable, resources_of, validate
 from nemorun.config.scripts import ARGV_VARIABLE, script_path
 from nemorun.errors import ConfigError
 from nemorun.experiment.ids import check_name
@@ -135,6 +135,7 @@ def _prepare(task: Task, env: Mapping[str, str], frozen: Frozen | None) -> Prepa
         cwd=str(Path.cwd()),
         dependencies=task.dependencies,
         retries=task.executor.retries if task.retries is None else task.retries,
+        resumable=isinstance(task.work, Partial) and is_resumable(task.work),
     )
     return PreparedTask(spec, task.executor, yaml, scripts, given=secret)
 

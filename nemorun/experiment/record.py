@@ -6,8 +6,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 EXPERIMENT_FILE = "experiment.yaml"
 #: Of its `created`: fine enough to tell the order of two that were made at once.
 CREATED_FORMAT = "%Y-%m-%d %H:%M:%S.%f %z"
-#: How often a wait looks, in seconds: at once after something happened, seldom when nothing does.
-_SHORTEST, _LONGEST = 0.02, 0.25
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,19 @@ class Result:
 
 
 class Pace:
-    """Sleeps of a loop that waits for something to happen."""
+    """Sleeps of a loop that waits for something to happen: short after it did, long when nothing does."""
 
-    def __init__(self) -> None:
+    def __init__(self, executors: Iterable[Executor]) -> None:
+        paces = [executor.pace for executor in executors]
+        self._shortest = max(shortest for shortest, _ in paces)
+        self._longest = max(longest for _, longest in paces)
         self._since = time.monotonic()
 
     def pause(self, happened: bool) -> None:
         if happened:
             self._since = time.monotonic()
         idle = time.monotonic() - self._since
-        time.sleep(min(_LONGEST, max(_SHORTEST, idle / 20)))
+        time.sleep(min(self._longest, max(self._shortest, idle / 20)))
 
 
 class Record:
@@ -137,7 +138,10 @@ class Record:
 
         An executor that cannot be asked leaves its tasks UNKNOWN.
         """
-        found = self._poll()
+        return bool(refresh([self]))
+
+    def _learn(self, found: Mapping[str, JobStatus]) -> bool:
+        """Write down what has changed; True if anything has."""
         changed = {name: status for name, status in found.items() if status != self.statuses[name]}
         if changed:
             try:
@@ -146,32 +150,31 @@ class Record:
                 self.statuses |= changed
         return bool(changed)
 
-    def _poll(self) -> dict[str, JobStatus]:
-        found = {}
-        try:
-            with submission_lock(self.folder, wait=False) as free:
-                # while another process is just submitting it, nobody can tell
-                for executor, names in self._unfinished() if free else ():
-                    polled = executor.poll([self.ref(name) for name in names])
-                    found.update({name: polled[self.ref(name).token] for name in names})
-        except NemorunError as error:
-            for name, status in self.statuses.items():
-                if not status.state.ended and name not in found:
-                    found[name] = replace(status, state=JobState.UNKNOWN, message=str(error))
-        return found
+    def _unknown(self, why: str) -> dict[str, JobStatus]:
+        """Its tasks that have not ended, as they stand where nobody can be asked."""
+        return {
+            name: replace(self.statuses[name], state=JobState.UNKNOWN, message=why)
+            for name in self.unfinished()
+        }
 
-    def _unfinished(self, only: str | None = None) -> list[tuple[Executor, list[str]]]:
-        """Executors with their tasks that have not ended."""
-        groups: dict[int, tuple[Executor, list[str]]] = {}
-        for name, status in self.statuses.items():
-            if not status.state.ended and only in (None, name):
-                executor = self.executor(name)
-                groups.setdefault(id(executor), (executor, []))[1].append(name)
+    def unfinished(self) -> list[str]:
+        """Names of the tasks that have not ended, as last read."""
+        return [name for name, status in self.statuses.items() if not status.state.ended]
+
+    def by_place(self, names: Iterable[str]) -> list[tuple[Executor, list[str]]]:
+        """These tasks in groups that are asked for in one go, each with an executor to ask."""
+        groups: dict[Hashable, tuple[Executor, list[str]]] = {}
+        for name in names:
+            executor = self.executor(name)
+            groups.setdefault(executor.place(), (executor, []))[1].append(name)
         return list(groups.values())
+
+    def pace(self) -> Pace:
+        return Pace(self._executors.values())
 
     def wait(self) -> None:
         """Return when every task has ended."""
-        pace = Pace()
+        pace = self.pace()
         while not self.state.ended:
             pace.pause(self.refresh())
 
@@ -180,7 +183,7 @@ class Record:
         only = self.check_task(task) if task else None
         with submission_lock(self.folder, wait=True):  # not in the middle of its submission
             self._load(store.get(self.id))
-        for executor, names in self._unfinished(only):
+        for executor, names in self.by_place(name for name in self.unfinished() if only in (None, name)):
             executor.cancel([self.ref(name) for name in names])
         self.refresh()
 
@@ -253,10 +256,35 @@ def _spec(fields: dict[str, Any]) -> JobSpec:
     return JobSpec(**fields)
 
 
-def records(limit: int | None = None, refresh: bool = True) -> list[Record]:
-    """The last `limit` experiments, newest first, as they stand now."""
+def records(limit: int | None = None, ask: bool = True) -> list[Record]:
+    """The last `limit` experiments, newest first, as they stand now, or (not asked) when last looked at."""
     found = [Record(entry) for entry in store.entries(limit)]
-    for record in found:
-        if refresh and not record.state.ended:
-            record.refresh()
+    if ask:
+        refresh([record for record in found if not record.state.ended])
     return found
+
+
+def refresh(records: Sequence[Record]) -> list[Record]:
+    """Ask about these experiments, once for each place that they run at; returns which have changed."""
+    found: dict[str, dict[str, JobStatus]] = {record.id: {} for record in records}
+    places: dict[Hashable, tuple[Executor, list[tuple[Record, str]]]] = {}
+    with ExitStack() as locks:
+        for record in records:
+            try:
+                # while another process is just submitting it, nobody can tell
+                if locks.enter_context(submission_lock(record.folder, wait=False)):
+                    for executor, names in record.by_place(record.unfinished()):
+                        tasks = places.setdefault(executor.place(), (executor, []))[1]
+                        tasks += ((record, name) for name in names)
+            except NemorunError as error:
+                found[record.id] = record._unknown(str(error))
+        for executor, asked in places.values():
+            try:
+                polled = executor.poll([record.ref(name) for record, name in asked])
+            except NemorunError as error:
+                for record, name in asked:
+                    found[record.id][name] = record._unknown(str(error))[name]
+            else:
+                for record, name in asked:
+                    found[record.id][name] = polled[record.ref(name).token]
+    return [record for record in records if record._learn(found[record.id])]

@@ -85,4 +85,6 @@ def resources(
     )
 
 
-pretrain.__nemorun_resources__ = resources  # type: ignore[attr-defined]  # how the launcher finds the rule
+# how the launcher finds the rule, and that it may warn the task before it ends it
+pretrain.__nemorun_resources__ = resources  # type: ignore[attr-defined]  # attributes of a function
+pretrain.__nemorun_resumable__ = True  # type: ignore[attr-defined]  # attributes of a function

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nemorun.executors.base import LogChunk, LogOffsets
 from nemorun.executors.local import LocalExecutor
 from nemorun.job import JobRef, JobSpec, JobStatus, Resources
 
@@ -103,8 +104,13 @@ class Bench:
         self.submit(secrets)
         return self.wait()["task"]
 
+    def chunks(
+        self, ref: JobRef | None = None, offsets: LogOffsets | None = None, rank: int | None = None
+    ) -> list[LogChunk]:
+        return [chunk for _, chunk in self.executor.logs({ref or self.ref(): offsets or {}}, rank)]
+
     def log(self, name: str = "task", rank: int = 0) -> str:
-        return "".join(chunk.text for chunk in self.executor.logs(self.ref(name), {}, rank))
+        return "".join(chunk.text for chunk in self.chunks(self.ref(name), rank=rank))
 
     def path(self, name: str) -> Path:
         return self.folder / name

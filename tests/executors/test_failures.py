@@ -209,7 +209,7 @@ def test_the_time_limit(make_bench: Callable[..., Bench]) -> None:
 def test_retries_until_it_works(bench: Bench) -> None:
     status = bench.run(BY_ATTEMPT + "print(attempt)\nsys.exit(attempt < 3)", retries=2)
     assert (status.state, status.attempt, status.exit_code) == (JobState.SUCCEEDED, 3, 0)
-    assert [chunk.attempt for chunk in bench.executor.logs(bench.ref(), {})] == [1, 2, 3]
+    assert [chunk.attempt for chunk in bench.chunks()] == [1, 2, 3]
     assert bench.log() == "1\n2\n3\n"
 
 

@@ -181,20 +181,20 @@ def test_logs_go_on_where_the_reader_stopped(bench: Bench) -> None:
     )
     ref = bench.add(python=code)
     bench.submit()
-    (first,) = wait_until(lambda: list(bench.executor.logs(ref, {})))
+    (first,) = wait_until(lambda: bench.chunks(ref))
     assert (first.text, first.rank, first.attempt, first.offset) == ("one\n", 0, 1, 4)
     offsets = {(1, 0): first.offset}
-    assert list(bench.executor.logs(ref, offsets)) == []  # half a line is not shown yet
+    assert bench.chunks(ref, offsets) == []  # half a line is not shown yet
     bench.path("go").touch()
     bench.wait()
-    (rest,) = bench.executor.logs(ref, offsets)
+    (rest,) = bench.chunks(ref, offsets)
     assert rest.text == "half done\ntail"
-    assert list(bench.executor.logs(ref, {(1, 0): rest.offset})) == []
+    assert bench.chunks(ref, {(1, 0): rest.offset}) == []
 
 
 def test_a_log_larger_than_one_read_arrives_whole(bench: Bench) -> None:
     bench.run("print('x' * 1_500_000); print('é' * 700_000); print('end')")
-    chunks = list(bench.executor.logs(bench.ref(), {}))
+    chunks = bench.chunks()
     assert len(chunks) > 1
     assert chunks[-1].text.endswith("end\n")
     assert chunks[-1].offset == 1_500_001 + 1_400_001 + 4

@@ -162,16 +162,16 @@ def test_impossible_graphs_are_refused(jobs: ModuleType, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"in a circle: . → . → ."):
         circle.run()
     apart = run.Experiment("apart")
-    apart.add(Partial(jobs.note), name="a", executor=local(time="1:00"))
-    apart.add(Partial(jobs.note), name="b", executor=local(time="2:00"), dependencies=["a"])
-    with pytest.raises(ConfigError, match="'b' depends on 'a', but an executor can only wait for its own"):
+    apart.add(Partial(jobs.note), name="a", executor=local(backoff=1.0))
+    apart.add(Partial(jobs.note), name="b", executor=local(backoff=2.0), dependencies=["a"])
+    with pytest.raises(ConfigError, match="'b' depends on 'a', but can only wait for tasks of its own place"):
         apart.run()
     assert records() == [] and lines(folder / "ran.txt") == []
 
 
 def test_tasks_of_different_executors_run_side_by_side(folder: Path, jobs: ModuleType) -> None:
     experiment = run.Experiment("apart")
-    experiment.add(Partial(jobs.double, n=1), name="a", executor=local(time="1:00"))
+    experiment.add(Partial(jobs.double, n=1), name="a", executor=local(backoff=1.0))
     experiment.add(Partial(jobs.double, n=2), name="b", executor=local(time="2:00"))
     result = experiment.run()
     assert [task.value for task in result.tasks.values()] == [2, 4]

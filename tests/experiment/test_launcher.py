@@ -117,7 +117,7 @@ def test_a_refused_submission_is_recorded_as_such(folder: Path, nemorun_home: Pa
     )
     done = subprocess.run([sys.executable, "launch.py"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "no room for you" in done.stderr
-    (record,) = records(refresh=False)
+    (record,) = records(ask=False)
     assert record.statuses["note"].reason is Reason.NOT_SUBMITTED
     record.refresh()
     assert record.statuses["hang"].state is JobState.CANCELLED
