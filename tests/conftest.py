@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm_rig import rig, wan
+
+__all__ = ["rig", "wan"]
+
 #: What a launcher, a scheduler or torchrun around the test run may have left in the environment.
 _INHERITED_PREFIXES = ("NEMORUN_", "SLURM_", "SBATCH_", "TORCHELASTIC_")
 _INHERITED = frozenset(

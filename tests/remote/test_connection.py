@@ -10,7 +10,7 @@ import pytest
 
 from nemorun.remote.connection import MAX_STREAMS, Connection
 from nemorun.remote.errors import CommandFailed, CommandTimeout, RemoteError, RemoteFileMissing
-from tests.remote.conftest import Rig, eventually
+from tests.slurm_rig import Rig, eventually
 
 MUCH = bytes(range(256)) * 12_000  # 3 MB, all bytes
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.remote.conftest import SLURM_RIG, Rig
+from tests.slurm_rig import SLURM_RIG, Rig
 
 
 def test_wrong_usage_has_an_exit_code_of_its_own() -> None:

@@ -27,7 +27,8 @@ from nemorun.remote.openssh import OpenSSHConnection
 from nemorun.remote.prompting import terminal
 from nemorun.remote.ssh import SSHConnection
 from nemorun.remote.ssh_config import jump_host, lookup
-from tests.remote.conftest import QUICK, Rig, eventually
+from tests.remote.conftest import QUICK
+from tests.slurm_rig import Rig, eventually
 
 Dial = Callable[..., Connection]
 Wan = Callable[..., str]

@@ -6,7 +6,7 @@ import os
 import pty
 import sys
 
-from tests.remote.conftest import Rig
+from tests.slurm_rig import Rig
 
 PROGRAM = """\
 import sys

@@ -1,0 +1,26 @@
+"""Where things of an experiment lie on the cluster, under the executor's `job_dir`."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+#: Under `job_dir`: experiments, frozen code and nemorun itself, the latter two by content.
+EXPERIMENTS, CODE, LIBRARY = "experiments", "code", "lib"
+
+
+def experiment_id(token: str) -> str:
+    """The experiment's id; a token is `{id}.{task}`."""
+    return token.partition(".")[0]
+
+
+def remote_experiment_dir(token: str, run_dir: str) -> str:
+    """The folder under `job_dir` that jobs are submitted in: `experiments/<name>-<id>[/group-N]`."""
+    return remote_run_dir(token, run_dir).rpartition("/tasks/")[0]
+
+
+def remote_run_dir(token: str, run_dir: str) -> str:
+    """A task's own folder under `job_dir`; below the experiment's folder, it is placed as it is here."""
+    suffix = f"-{experiment_id(token)}"
+    parts = PurePath(run_dir).parts
+    start = max(number for number, part in enumerate(parts) if part.endswith(suffix))
+    return "/".join([EXPERIMENTS, *parts[start:]])
