@@ -94,7 +94,7 @@ class JobSpec:
     retries: int = 0
     """How often it is started again after a failure, the executor's default already taken into account."""
     resumable: bool = False
-    """On SIGTERM or SIGUSR2 it saves its state and ends with EXIT_RESUME; its next start goes on from there."""
+    """On SIGTERM or SIGUSR2 it saves its state and ends with EXIT_RESUME; the next start goes on there."""
 
 
 @dataclass(frozen=True)
