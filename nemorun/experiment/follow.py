@@ -109,7 +109,7 @@ def announce(record: Record) -> None:
 def _until_ended(record: Record, printer: LogPrinter) -> None:
     pace = record.pace()
     told = {name for name, status in record.statuses.items() if status.state.ended}
-    lost = ""
+    lost = standing = ""
     while True:
         ended = record.state.ended
         happened = False
@@ -120,15 +120,25 @@ def _until_ended(record: Record, printer: LogPrinter) -> None:
             if str(error) != lost:
                 lost = str(error)
                 _say(f"its output cannot be read just now; trying on: {lost}")
+        if not printer.several_tasks:
+            standing = _tell_waiting(next(iter(record.statuses.values())), standing)
         for name, status in record.statuses.items():
             if status.state.ended and name not in told:
                 told.add(name)
                 if printer.several_tasks or status.state is not JobState.SUCCEEDED:
                     _say(f"task '{name}' {describe(status)}")
-        if ended and not happened and not lost:
+        if ended and not happened:
             return
         pace.pause(happened)
         record.refresh()
+
+
+def _tell_waiting(status: JobStatus, told: str) -> str:
+    """Say why a task does not run, where that has changed; returns what was said last."""
+    words = describe(status) if status.message and not status.state.ended else ""
+    if words and words != told and status.state is not JobState.RUNNING:
+        _say(words)
+    return words
 
 
 @contextmanager
