@@ -35,6 +35,15 @@ class SubmitError(NemorunError):
     """An executor refused a job, or could not be reached; nothing was submitted."""
 
 
+class SubmitUnclear(SubmitError):
+    """The connection was lost in the middle, and could not be had again: it may have been submitted.
+
+    The next command that asks about the experiment finds out.
+    """
+
+    exit_code = 1
+
+
 class StoreError(NemorunError):
     """The experiment store cannot be read or written."""
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nemorun.config import dumps
-from nemorun.errors import ConfigError, NemorunError, StoreError
+from nemorun.errors import ConfigError, NemorunError, StoreError, SubmitUnclear
 from nemorun.executors.configured import as_config
 from nemorun.experiment import store
 from nemorun.experiment.prepare import PreparedTask
@@ -96,8 +96,13 @@ class Plan:
             for number, submission in enumerate(self.submissions):
                 try:
                     handles = submission.executor.submit(submission.rendered, submission.secrets)
+                except SubmitUnclear as error:  # it may run, so nothing that was sent is called back
+                    self._not_submitted(number + 1, str(error))
+                    raise
                 except NemorunError as error:
-                    self._withdraw(Record(entry), number, str(error))
+                    self._not_submitted(number, str(error))
+                    for earlier in self.submissions[:number]:
+                        earlier.executor.cancel([Record(entry).ref(task.spec.name) for task in earlier.tasks])
                     raise
                 with suppress(StoreError):  # a disk that is full now: jobs are found by their tokens, too
                     store.set_handles(self.id, handles)
@@ -105,14 +110,12 @@ class Plan:
                 entry = replace(entry, tasks=tuple(tasks))
         return Record(entry)
 
-    def _withdraw(self, record: Record, number: int, message: str) -> None:
-        """Submission `number` was refused: cancel those before it; it and those after it will not be."""
+    def _not_submitted(self, number: int, message: str) -> None:
+        """Write down that the submissions from `number` on were refused, or not tried any more."""
         never = JobStatus(JobState.FAILED, Reason.NOT_SUBMITTED, message)
         refused = [task.spec.name for submission in self.submissions[number:] for task in submission.tasks]
         with suppress(StoreError):  # the refusal is what is to be told
             store.update(self.id, dict.fromkeys(refused, never))
-        for submission in self.submissions[:number]:
-            submission.executor.cancel([record.ref(task.spec.name) for task in submission.tasks])
 
     @contextmanager
     def _recorded(self) -> Iterator[store.Entry]:

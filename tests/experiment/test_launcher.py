@@ -15,10 +15,12 @@ from unittest.mock import Mock
 import pytest
 
 from nemorun.config import load_script
-from nemorun.errors import StoreError
+from nemorun.errors import StoreError, SubmitUnclear
+from nemorun.executors.base import Rendered
+from nemorun.executors.local import LocalExecutor
 from nemorun.experiment import Experiment, records, store
 from nemorun.experiment.record import submission_lock
-from nemorun.job import JobState, Reason
+from nemorun.job import JobRef, JobState, JobStatus, Reason
 
 SCRIPT = """
 import nemorun as run
@@ -121,6 +123,50 @@ def test_a_refused_submission_is_recorded_as_such(folder: Path, nemorun_home: Pa
     assert record.statuses["note"].reason is Reason.NOT_SUBMITTED
     record.refresh()
     assert record.statuses["hang"].state is JobState.CANCELLED
+
+
+def test_a_submission_that_may_have_arrived_is_looked_for_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrived, but the launcher could not be told: nothing is called failed, or cancelled."""
+    submit = LocalExecutor.submit
+
+    def submit_and_lose(self: LocalExecutor, rendered: Rendered, secrets: dict[str, str]) -> dict[str, str]:
+        submit(self, rendered, secrets)
+        raise SubmitUnclear("the connection was lost")
+
+    monkeypatch.setattr(LocalExecutor, "submit", submit_and_lose)
+    experiment = Experiment("lost")
+    experiment.add(load_script(folder / "jobs.py").double)
+    with pytest.raises(SubmitUnclear):
+        experiment.run()
+    (record,) = records(ask=False)
+    assert record.statuses["double"].state is JobState.PENDING
+    record.wait()
+    assert record.state is JobState.SUCCEEDED
+
+
+def test_experiments_of_one_place_are_asked_for_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = load_script(folder / "jobs.py")
+    for grace_period in (1, 1, 2):
+        hanging = Experiment("hanging", executor=LocalExecutor(grace_period=grace_period, nodes=1))
+        hanging.add(jobs.hang)
+        hanging.run(detach=True)
+    asked: list[int] = []
+    poll = LocalExecutor.poll
+
+    def counted(self: LocalExecutor, refs: list[JobRef]) -> dict[str, JobStatus]:
+        asked.append(len(refs))
+        return poll(self, refs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalExecutor, "poll", counted)
+        found = records()
+    assert sorted(asked) == [1, 2]
+    for record in found:
+        record.cancel()
 
 
 @pytest.mark.parametrize("limit", [0, 200, 600, 4096, 20_000])
