@@ -36,6 +36,8 @@ class Reason(str, Enum):
     DEPENDENCY = "waiting for a dependency"
     RESOURCES = "waiting for resources"
     BACKOFF = "waiting before the next attempt"
+    HELD = "held"
+    NEVER = "cannot start as it is"
     # ended
     EXIT_CODE = "non-zero exit code"
     SIGNAL = "ended by a signal"
