@@ -42,7 +42,7 @@ class SlurmExecutor(Executor):
     ssh_config: str | None = None
     """Another file than ~/.ssh/config."""
     job_dir: str = "~/nemorun"
-    """Folder on the cluster for code, logs and results, seen by all nodes; may hold ~ and $VARIABLES of there."""
+    """Folder of the cluster for code, logs and results, seen by all nodes; may hold ~ and its $VARIABLES."""
     query: Literal["text", "json"] = "text"
     """How squeue and sacct are asked for their answers."""
 
@@ -71,7 +71,7 @@ class SlurmExecutor(Executor):
     time: str | int | None = None
     """Limit for one attempt: minutes, hours:minutes:seconds, days-hours ..."""
     exclusive: bool | Literal["user", "mcs"] = False
-    """Share the nodes with no other job; "user": with jobs of the same user only; "mcs": of the same label."""
+    """Share the nodes with no other job; "user": with those of the same user; "mcs": of the same label."""
     constraint: str | None = None
     """Features that the nodes must have, such as "h100&nvme"."""
     nodelist: str | None = None
@@ -93,7 +93,7 @@ class SlurmExecutor(Executor):
     comment: str | None = None
     """Comment of the job, behind nemorun's own."""
     signal: str | None = None
-    """Signal before the time limit, "[B:|R:]SIGNAL[@seconds]"; resumable tasks get "USR2@90" by themselves."""
+    """Signal before the time limit, "[B:|R:]SIGNAL[@seconds]"; resumable tasks get "USR2@90" without it."""
     requeue: bool = True
     """May the job be started again, after a preemption, a lost node or a failure with retries left?"""
     array: bool | int | str = True
@@ -133,12 +133,12 @@ class SlurmExecutor(Executor):
         check_fields(self)
 
     def check_job(self, job: JobSpec) -> None:
-        from nemorun.executors.slurm.values import check_job
+        from nemorun.executors.slurm.jobs import check_job
 
         check_job(self, job)
 
     def resources(self, wanted: Resources | None) -> Resources:
-        from nemorun.executors.slurm.values import resources
+        from nemorun.executors.slurm.jobs import resources
 
         return resources(self, wanted)
 
