@@ -1,0 +1,264 @@
+"""How jobs of one cluster stand: one command brings along all that is known of them.
+
+Their journals are read at every poll, so an end is seen at once. Slurm itself is asked every few seconds, and
+less and less often while nothing changes: its controller serves everybody.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemorun.executors.slurm import parse
+from nemorun.executors.slurm.cluster import cluster_of
+from nemorun.executors.slurm.parse import SEPARATOR, Row
+from nemorun.executors.slurm.paths import experiment_id, remote_run_dir
+from nemorun.executors.slurm.states import SUBMISSION_LAG, Evidence, events, status
+from nemorun.job import JobRef, JobState, JobStatus
+from nemorun.remote.errors import RemoteError
+
+if TYPE_CHECKING:
+    from nemorun.executors.slurm.executor import SlurmExecutor
+
+#: Seconds between two questions to slurmctld: after something changed, and at most.
+ASK_AFTER, ASK_AT_MOST = 3.0, 30.0
+
+#: What the lines of `poll.sh` are read with, by kind; JSON comes as lines of one text.
+_QUEUE: dict[str, Callable[[list[str]], list[Row]]] = {
+    "Q": parse.queue_text,
+    "QJ": lambda lines: parse.queue_json(_document(lines)),
+}
+_ACCOUNTING: dict[str, Callable[[list[str]], list[Row]]] = {
+    "A": parse.accounting_text,
+    "AJ": lambda lines: parse.accounting_json(_document(lines)),
+    "C": parse.control_text,
+}
+
+
+@dataclass
+class _Slurm:
+    """What Slurm said when it was asked last."""
+
+    at: float = 0.0
+    """By the cluster's clock."""
+    silent: str = ""
+    """Why squeue did not answer, and why sacct did not."""
+    unaccounted: str = ""
+    queue: dict[str, Row] = field(default_factory=dict)
+    accounting: dict[str, list[Row]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """Token -> note of the first rank that failed."""
+    said: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class _Memory:
+    """What this process knows of one place."""
+
+    slurm: _Slurm = field(default_factory=_Slurm)
+    ask_at: float = 0.0
+    pause: float = ASK_AFTER
+    statuses: dict[str, JobStatus] = field(default_factory=dict)
+
+    def is_due(self, tokens: set[str]) -> bool:
+        """Is Slurm to be asked? At once about jobs that it was not asked about before."""
+        return time.monotonic() >= self.ask_at or not tokens <= set(self.statuses)
+
+    def note(self, asked: bool, statuses: Mapping[str, JobStatus]) -> None:
+        changed = any(
+            (was := self.statuses.get(token)) is None
+            or (was.state, was.reason, was.attempt) != (now.state, now.reason, now.attempt)
+            for token, now in statuses.items()
+        )
+        if changed:
+            self.pause = ASK_AFTER
+        elif asked:
+            self.pause = min(1.5 * self.pause, ASK_AT_MOST)
+        soon = time.monotonic() + self.pause
+        self.ask_at = soon if asked else min(soon, self.ask_at)
+        self.statuses |= statuses
+
+
+_memories: dict[Hashable, _Memory] = defaultdict(_Memory)
+
+
+def poll(executor: SlurmExecutor, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
+    """Token -> status. Raises RemoteError and SubmitError where the cluster cannot be asked."""
+    if not refs:
+        return {}
+    cluster, memory = cluster_of(executor), _memories[executor.place(), executor.query]
+    ask = memory.is_due({ref.token for ref in refs})
+    command = cluster.command(
+        "poll.sh",
+        ASK=int(ask),
+        QUERY=executor.query,
+        QUEUE_FORMAT=parse.QUEUE_FORMAT,
+        FIELDS=f"{parse.ACCOUNTING_FIELDS},FailedNode",
+        SINCE=_since(refs),
+    )
+    lines = "".join(
+        f"{number} {remote_run_dir(ref.token, ref.run_dir)} {ref.handle or '-'} {experiment_id(ref.token)}\n"
+        for number, ref in enumerate(refs)
+    )
+    done = cluster.run(command, lines.encode(), retry=True)
+    if done.returncode:
+        raise RemoteError(f"{cluster.name}: the jobs cannot be looked at: {done.stderr.strip()[-2000:]}")
+    answer = _by_kind(done.stdout)
+    statuses = {}
+    for ref, seen in zip(refs, _evidence(memory, answer, refs, ask), strict=True):
+        statuses[ref.token] = status(seen)
+    memory.note(ask, statuses)
+    _bring_results(answer, refs, statuses)
+    return statuses
+
+
+def has_ended(executor: SlurmExecutor, ref: JobRef) -> bool:
+    """Has this process seen its end?"""
+    known = _memories[executor.place(), executor.query].statuses.get(ref.token)
+    return known is not None and known.state.ended
+
+
+def _by_kind(stdout: str) -> dict[str, list[str]]:
+    answer: dict[str, list[str]] = defaultdict(list)
+    for line in stdout.split("\n"):
+        kind, separator, rest = line.partition(SEPARATOR)
+        if separator:
+            answer[kind].append(rest)
+    return answer
+
+
+def _evidence(
+    memory: _Memory, answer: Mapping[str, list[str]], refs: Sequence[JobRef], asked: bool
+) -> Iterable[Evidence]:
+    now = float(answer["T"][0])
+    if asked:
+        memory.slurm = _slurm(answer, now)
+    slurm = memory.slurm
+    failures, said = _words(answer, refs)
+    slurm.failures |= failures
+    slurm.said |= said
+    slurm.accounting |= _accounting(answer)
+    if asked:
+        slurm.unaccounted = " ".join(answer["AE"]).strip()
+    users = dict(line.split(SEPARATOR) for line in answer["U"])
+    journals = _numbered(answer["L"])
+    for number, line in enumerate(answer["J"]):
+        _, handle, name, index, ordered, folder = line.split(SEPARATOR)
+        ref = refs[number]
+        queued, accounted, job = _rows(slurm, handle, name, index)
+        missing = f"there is no folder {answer['N'][0]}" if answer["N"] else ""
+        yield Evidence(
+            now=now,
+            asked_at=slurm.at,
+            job=job,
+            arrived=bool(name),
+            submitting=folder.rpartition("/tasks/")[0] in answer["B"],
+            fresh=_is_fresh(ref),
+            cancel_ordered=ordered == "1",
+            journal=events(journals[str(number)]),
+            queued=queued,
+            accounted=accounted,
+            silent=slurm.silent or missing,
+            unaccounted=slurm.unaccounted,
+            failure=slurm.failures.get(ref.token, ""),
+            said=slurm.said.get(ref.token, []),
+            users=users,
+        )
+
+
+def _slurm(answer: Mapping[str, list[str]], now: float) -> _Slurm:
+    rows = [row for kind, read in _QUEUE.items() if answer[kind] for row in read(answer[kind])]
+    return _Slurm(now, " ".join(answer["QE"]).strip(), queue={row.id: row for row in rows})
+
+
+def _accounting(answer: Mapping[str, list[str]]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for kind, read in _ACCOUNTING.items():
+        for row in read(answer[kind]) if answer[kind] else ():
+            found[row.id].append(row)
+    return found
+
+
+def _rows(slurm: _Slurm, handle: str, name: str, index: str) -> tuple[Row | None, list[Row], str]:
+    """The job's row of the queue, those of accounting, and its id; without a handle, by its name."""
+    if not handle and name:
+        named = [row for row in slurm.queue.values() if row.name == name]
+        named += [row for rows in slurm.accounting.values() for row in rows if row.name == name]
+        found = {row.id for row in named if index == "-" or row.id.endswith(f"_{index}")}
+        if (
+            len(found) != 1
+        ):  # of several it is not known which; a part of the array may have been shown so far
+            return None, [], named[0].id.partition("_")[0] if named else ""
+        handle = found.pop()
+    return slurm.queue.get(handle), slurm.accounting.get(handle, []), handle
+
+
+def _words(
+    answer: Mapping[str, list[str]], refs: Sequence[JobRef]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    failures = {}
+    for line in answer["F"]:
+        number, _, note = line.split(SEPARATOR, 2)
+        failures[refs[int(number)].token] = note
+    return failures, {refs[int(number)].token: lines for number, lines in _numbered(answer["S"]).items()}
+
+
+def _numbered(lines: Iterable[str]) -> dict[str, list[str]]:
+    """Lines `number FS text` by their numbers."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for line in lines:
+        number, _, text = line.partition(SEPARATOR)
+        found[number].append(text)
+    return found
+
+
+def _document(lines: list[str]) -> str:
+    """The JSON document among what a command printed, warnings included."""
+    text = "\n".join(lines)
+    return text[text.index("{") : text.rindex("}") + 1]
+
+
+def _bring_results(
+    answer: Mapping[str, list[str]], refs: Sequence[JobRef], statuses: dict[str, JobStatus]
+) -> None:
+    """Write the results of what has just succeeded into the record, whole and for its owner only."""
+    for number, lines in _numbered(answer["R"]).items():
+        ref = refs[int(number)]
+        target = Path(ref.run_dir) / "result.json"
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        try:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write("\n".join(lines) + "\n")
+            part.replace(target)
+        except OSError as error:  # it is asked for again, when there is room
+            words = f"it succeeded, but its result cannot be kept here: {error}"
+            statuses[ref.token] = replace(statuses[ref.token], state=JobState.UNKNOWN, message=words)
+    for number in answer["X"]:
+        ref = refs[int(number)]
+        words = "its result is larger than 1 MiB; it stays on the cluster: result.json"
+        statuses[ref.token] = replace(statuses[ref.token], message=words)
+
+
+def _is_fresh(ref: JobRef) -> bool:
+    """Was its record written just now, so that its submission may still be on its way?"""
+    return time.time() - _recorded_at(ref) < SUBMISSION_LAG
+
+
+def _recorded_at(ref: JobRef) -> float:
+    with suppress(OSError):
+        return Path(ref.run_dir).stat().st_mtime
+    return 0.0
+
+
+def _since(refs: Sequence[JobRef]) -> str:
+    """A date before the submission of all of them, in any time zone."""
+    times = [at for ref in refs if (at := _recorded_at(ref))]
+    day = datetime.fromtimestamp(min(times)) if times else datetime.now() - timedelta(days=365)
+    return (day - timedelta(days=2)).strftime("%Y-%m-%d")

@@ -1,0 +1,352 @@
+"""What became of a job: from its journal, squeue's row and sacct's rows to one status. Pure.
+
+The journal, which the job itself writes, says how it ended; Slurm says what goes on, and how a job ended that
+could not write. A job that nobody knows is UNKNOWN: it never counts as succeeded or failed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from nemorun.executors.slurm.parse import Row
+from nemorun.executors.slurm.reasons import why_pending
+from nemorun.job import JobState, JobStatus, Reason
+
+#: Seconds in which the journal's last line reaches the login node, over a shared file system that caches.
+JOURNAL_LAG = 20.0
+#: Seconds after which a job that left no trace on the cluster was surely not submitted.
+SUBMISSION_LAG = 120.0
+
+#: squeue's states of jobs that go on.
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+RUNNING = {
+    "RUNNING",
+    "CONFIGURING",
+    "COMPLETING",
+    "SUSPENDED",
+    "STOPPED",
+    "RESIZING",
+    "SIGNALING",
+    "STAGE_OUT",
+}
+
+#: The journal's word of an end, and Slurm's state of a job that could not write it.
+_ENDS = {
+    "succeeded": (JobState.SUCCEEDED, Reason.NONE),
+    "failed": (JobState.FAILED, Reason.EXIT_CODE),
+    "time-limit": (JobState.FAILED, Reason.TIMEOUT),
+    "preempted": (JobState.FAILED, Reason.PREEMPTED),
+    "out-of-memory": (JobState.FAILED, Reason.OUT_OF_MEMORY),
+    "node-failure": (JobState.FAILED, Reason.NODE_FAILURE),
+    "cancelled": (JobState.CANCELLED, Reason.CANCELLED),
+}
+_SLURM_ENDS = {
+    "COMPLETED": "succeeded",
+    "FAILED": "failed",
+    "TIMEOUT": "time-limit",
+    "DEADLINE": "time-limit",
+    "PREEMPTED": "preempted",
+    "OUT_OF_MEMORY": "out-of-memory",
+    "NODE_FAIL": "node-failure",
+    "BOOT_FAIL": "node-failure",
+    "CANCELLED": "cancelled",
+    "REVOKED": "cancelled",
+}
+#: Ends that a job can write down itself: the journal has the first word for a while.
+_WRITTEN = {"COMPLETED", "FAILED"}
+
+_SRUN_TASK = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<ranks>[\d,-]+): (?P<what>.+)")
+_LOST_NODE = re.compile(r"(?:NODE FAILURE|Node failure on) ?(?P<node>[\w.-]*)")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of the journal."""
+
+    at: float
+    kind: str
+    attempt: int
+    words: tuple[str, ...]
+
+
+@dataclass
+class Evidence:
+    """All that one poll has found of a job."""
+
+    now: float
+    """By the cluster's clock."""
+    asked_at: float = 0.0
+    """When Slurm was asked, by the same clock: what the journal says later is newer."""
+    job: str = ""
+    """Its id, if Slurm has ever given it one."""
+    arrived: bool = False
+    """Its folder is there."""
+    submitting: bool = False
+    """Its experiment is just being submitted,"""
+    fresh: bool = False
+    """or may yet be: its record was written just now."""
+    cancel_ordered: bool = False
+    journal: list[Event] = field(default_factory=list)
+    queued: Row | None = None
+    accounted: list[Row] = field(default_factory=list)
+    """Oldest first: one for each time that Slurm started it."""
+    silent: str = ""
+    """Why Slurm could not be asked, in its own words."""
+    unaccounted: str = ""
+    """Why sacct could not be asked."""
+    failure: str = ""
+    """`{rank} {JSON}`: the note of the first rank that failed."""
+    said: list[str] = field(default_factory=list)
+    """What srun and slurmstepd said of it."""
+    users: dict[str, str] = field(default_factory=dict)
+    """Numbers of users to their names."""
+
+
+def events(lines: Iterable[str]) -> list[Event]:
+    """A journal; a line that is not whole (yet) is passed over."""
+    found = []
+    for line in lines:
+        words = line.split()
+        if len(words) >= 3 and words[0].isdigit() and words[2].isdigit():
+            found.append(Event(float(words[0]), words[1], int(words[2]), tuple(words[3:])))
+    return found
+
+
+def status(seen: Evidence) -> JobStatus:
+    """The table. The first line that applies is the answer."""
+    ended = next((event for event in reversed(seen.journal) if event.kind == "ended"), None)
+    row = _brought_up_to_date(seen)
+    last = seen.accounted[-1] if seen.accounted else None
+    if ended:
+        return _ended_by_journal(seen, ended)
+    if seen.silent:
+        return _now(seen, JobState.UNKNOWN, message=f"Slurm does not answer: {seen.silent}")
+    if row and row.reason == "DependencyNeverSatisfied":
+        return _now(seen, JobState.FAILED, Reason.DEPENDENCY_FAILED, _dependency(row), ended_at=seen.now)
+    if row and row.state in WAITING:
+        return _pending(seen, row)
+    if row and row.state in RUNNING:
+        return _running(seen, row)
+    over = last if last and last.state in _SLURM_ENDS else row
+    if over and over.state in _SLURM_ENDS:
+        return _ended_by_slurm(seen, over, row)
+    if last and last.state in WAITING:
+        return _pending(seen, last)
+    if last:  # accounting is some seconds behind the queue
+        return _now(
+            seen, JobState.UNKNOWN, message=f"Slurm's queue has no job {seen.job}; sacct says {last.state}"
+        )
+    if seen.unaccounted:
+        return _now(seen, JobState.UNKNOWN, message=f"sacct does not answer: {seen.unaccounted}")
+    if seen.job or seen.journal:
+        return _now(seen, JobState.UNKNOWN, message=_forgotten(seen))
+    if seen.submitting or (seen.fresh and not seen.cancel_ordered):
+        return _now(seen, JobState.PENDING, message="it is being submitted")
+    if seen.cancel_ordered:
+        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, "before it was submitted", ended_at=seen.now)
+    where = (
+        "its submission ended before sbatch was called" if seen.arrived else "it never reached the cluster"
+    )
+    return _now(seen, JobState.FAILED, Reason.NOT_SUBMITTED, f"{where}; submit it anew")
+
+
+def _brought_up_to_date(seen: Evidence) -> Row | None:
+    """squeue's row; the journal may know since then that it has begun, or that it waits again."""
+    row, last = seen.queued, seen.journal[-1] if seen.journal else None
+    if row is None or last is None or last.at <= seen.asked_at:
+        return row
+    if last.kind == "began":
+        return replace(
+            row, state="RUNNING", start=last.at, nodes=last.words[1] if last.words[1:] else row.nodes
+        )
+    return replace(row, state="PENDING", reason="", start=None) if last.kind == "requeued" else row
+
+
+def _now(
+    seen: Evidence,
+    state: JobState,
+    reason: Reason = Reason.NONE,
+    message: str = "",
+    *,
+    code: int | None = None,
+    started_at: float | None = None,
+    ended_at: float | None = None,
+) -> JobStatus:
+    """A status with what the journal tells of attempts."""
+    attempt = max((event.attempt for event in seen.journal if event.kind == "began"), default=0)
+    began = next((event.at for event in seen.journal if event.kind == "began"), started_at)
+    return JobStatus(state, reason, message, code, attempt, began, ended_at)
+
+
+def _pending(seen: Evidence, row: Row) -> JobStatus:
+    reason, words = why_pending(row)
+    if before := _before(seen.journal):
+        reason = Reason.BACKOFF if row.reason in ("BeginTime", "") else reason
+        words = f"{before}; {words}" if words else before
+    if row.start and row.start > seen.now:
+        words += f"; starts about {_clock(row.start, seen.now)}"
+    return _now(seen, JobState.PENDING, reason, words)
+
+
+def _running(seen: Evidence, row: Row) -> JobStatus:
+    words = f"on {row.nodes}" if row.nodes else ""
+    if row.state == "CONFIGURING":
+        words = f"its nodes are being made ready: {row.nodes}"
+    elif row.state in ("SUSPENDED", "STOPPED"):
+        words = f"suspended on {row.nodes}"
+    elif row.state == "COMPLETING":
+        words = f"ending on {row.nodes}"
+    return _now(seen, JobState.RUNNING, message=words, started_at=row.start)
+
+
+def _before(journal: list[Event]) -> str:
+    """Why it waits again, after it ran."""
+    if not journal:
+        return ""
+    last = journal[-1]
+    if last.kind == "requeued" and last.words:
+        why, code = last.words[0], last.words[1] if len(last.words) > 1 else ""
+        how = {
+            "preempted": "was preempted",
+            "time-limit": "reached its time limit",
+            "failed": f"ended with {code}",
+            "node-failure": "lost a node",
+            "out-of-memory": "ran out of memory",
+        }.get(why, f"ended ({why})")
+        return f"attempt {last.attempt} {how}"
+    return f"attempt {last.attempt} was interrupted" if last.kind == "began" else ""
+
+
+def _ended_by_journal(seen: Evidence, event: Event) -> JobStatus:
+    word = event.words[0] if event.words else ""
+    state, reason = _ENDS.get(word, (JobState.FAILED, Reason.EXIT_CODE))
+    code = int(event.words[1]) if len(event.words) > 1 and event.words[1].isdigit() else None
+    words = ""
+    if word == "failed":
+        reason, words = _failed(seen, code)
+    elif word == "cancelled":
+        words = _by(seen)
+    elif state is JobState.FAILED:
+        words = _details(seen, word)
+    shown = None if state is JobState.CANCELLED else code
+    return _now(seen, state, reason, words, code=shown, ended_at=event.at)
+
+
+def _ended_by_slurm(seen: Evidence, row: Row, queued: Row | None) -> JobStatus:
+    """It ended, and its journal does not say how."""
+    if row.state in _WRITTEN and seen.now < (row.end or 0) + JOURNAL_LAG:
+        return _now(
+            seen, JobState.RUNNING, message="it has ended; how is not known yet", started_at=row.start
+        )
+    word = _SLURM_ENDS[row.state]
+    if "OUT_OF_MEMORY" in row.steps and word == "failed":  # older versions tell it of the step alone
+        word = "out-of-memory"
+    state, reason = _ENDS[word]
+    code = 128 + row.signal if row.signal and not row.code else row.code
+    words = ""
+    if word == "failed":
+        code = code or None  # sacct's JSON of 22.05 says 0 of all
+        reason, words = _failed(seen, code)
+    elif word == "cancelled":
+        code = None
+        if row.reason == "Dependency" and not row.by:  # by --kill-on-invalid-dep
+            state, reason = JobState.FAILED, Reason.DEPENDENCY_FAILED
+            words = _dependency(queued or row)
+        else:
+            words = _by(seen)
+    elif state is JobState.FAILED:
+        code, words = None, _details(seen, word, row)
+    return _now(seen, state, reason, words, code=code, started_at=row.start, ended_at=row.end or seen.now)
+
+
+def _failed(seen: Evidence, code: int | None) -> tuple[Reason, str]:
+    """Which rank failed first, and of what."""
+    reason = Reason.SIGNAL if code and code > 128 else Reason.EXIT_CODE
+    if seen.failure:
+        rank, _, text = seen.failure.partition(" ")
+        try:
+            return reason, f"rank {rank}: {json.loads(text)['error']}"
+        except (ValueError, KeyError, TypeError):
+            pass  # it is cut off, where the disk was full: srun may know
+    # srun ends the other ranks for the first one that failed; those say nothing
+    told = [found for line in seen.said if (found := _SRUN_TASK.search(line))]
+    own = [found for found in told if not found["what"].startswith(("Terminated", "Killed"))]
+    if found := next(iter(own[-1:] or told), None):
+        what = found["what"].strip().replace("Exited with exit code", "ended with")
+        ranks = ("ranks " if re.search("[,-]", found["ranks"]) else "rank ") + found["ranks"]
+        if what == "Out Of Memory":
+            return Reason.OUT_OF_MEMORY, f"{ranks} on {found['node']}"
+        between = " " if what.startswith("ended with") else ": "
+        return reason, f"{ranks} on {found['node']}{between}{what}"
+    return reason, f"its batch script ended with {_code(code)}"
+
+
+def _code(code: int | None) -> str:
+    if code is None:
+        return "an exit code that Slurm does not tell"
+    if code > 128:
+        try:
+            return f"{code} ({signal.Signals(code - 128).name})"
+        except ValueError:
+            pass
+    return str(code)
+
+
+def _details(seen: Evidence, word: str, row: Row | None = None) -> str:
+    """The node and the rank, where something tells."""
+    if word == "node-failure":
+        lost = [event.words[1] for event in seen.journal if event.kind == "lost" and len(event.words) > 1]
+        said = [found["node"] for line in seen.said if (found := _LOST_NODE.search(line)) and found["node"]]
+        node = (row.failed_node if row else "") or next(
+            iter(said[-1:] or [one for one in lost if one != "-"]), ""
+        )
+        if node:
+            return node
+        return f"one of {row.nodes}" if row and row.nodes else ""
+    if word == "out-of-memory":
+        told = [
+            found for line in seen.said if (found := _SRUN_TASK.search(line)) and "Memory" in found["what"]
+        ]
+        return (
+            f"rank {told[-1]['ranks']} on {told[-1]['node']}; ask for more with mem"
+            if told
+            else "ask for more with mem"
+        )
+    if word == "time-limit":
+        return (
+            "ask for more with time" if not row or not row.limit else f"{row.limit}; ask for more with time"
+        )
+    return ""
+
+
+def _by(seen: Evidence) -> str:
+    who = seen.accounted[-1].by if seen.accounted else ""
+    if seen.cancel_ordered or not who:
+        return ""
+    return f"by {seen.users.get(who, who)}"
+
+
+def _dependency(row: Row) -> str:
+    jobs = re.findall(r"(\d+(?:_\d+|_\*)?)\(failed\)", row.dependency)
+    if jobs:
+        return f"job {', '.join(jobs)} did not succeed"
+    return "a job that it waits for did not succeed"
+
+
+def _forgotten(seen: Evidence) -> str:
+    job = seen.job or "of its name"
+    if seen.journal and seen.journal[-1].kind == "began":
+        return f"it began, but Slurm knows no job {job} any more, and it left no word of its end"
+    return f"Slurm knows no job {job}: neither squeue nor sacct shows it"
+
+
+def _clock(at: float, now: float) -> str:
+    """The time of day, here; with the day, unless it is today."""
+    there = time.localtime(at)
+    today = time.localtime(now)[:3] == there[:3]
+    return time.strftime("%H:%M" if today else "%a %d %b %H:%M", there)
