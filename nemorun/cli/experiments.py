@@ -64,10 +64,11 @@ def status(experiment: Id = "-1", json: Json = False) -> None:
     print(f"{record.name} ({record.id}): {record.state.value}, created {when(record.created_at)}")
     print(record.folder)
     table(
-        ("task", "state", "time", "attempt", "reason"),
+        ("task", "job", "state", "time", "attempt", "reason"),
         [
             (
                 name,
+                "" if record.kinds[name] == "local" else record.ref(name).handle or "",
                 status.state.value,
                 duration(_elapsed(status)),
                 str(status.attempt or ""),
@@ -158,6 +159,8 @@ def as_data(record: Record) -> dict[str, Any]:
                 "started_at": status.started_at,
                 "ended_at": status.ended_at,
                 "run_dir": str(record.run_dirs[name]),
+                "executor": record.kinds[name],
+                "handle": record.ref(name).handle,
             }
             for name, status in record.statuses.items()
         ],

@@ -83,6 +83,7 @@ class Record:
     def _load(self, entry: store.Entry) -> None:
         self.statuses = {task.name: task.status for task in entry.tasks}
         self.run_dirs = {task.name: task.run_dir for task in entry.tasks}
+        self.kinds = {task.name: task.executor for task in entry.tasks}
         self._handles = {task.name: task.handle for task in entry.tasks}
 
     @property
