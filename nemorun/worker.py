@@ -3,7 +3,10 @@
     python -m nemorun.worker TASK.yaml
     python -m nemorun.worker --command -- program argument …
 
-Whatever else it needs to know stands in its environment (NEMORUN_*), where any executor can put it.
+Whatever else it needs to know stands in its environment (NEMORUN_*), where any executor can put it:
+
+    NEMORUN_RESUMABLE   the task saves its state on SIGTERM or SIGUSR2, and ends with EXIT_RESUME
+    NEMORUN_RANK_LOGS   the folder in which this rank writes its own log, where nothing else does it
 """
 
 from __future__ import annotations
@@ -18,10 +21,18 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from nemorun.job import EXIT_RESUME
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+_pid = os.getpid()
 _OUR_FOLDER = Path(__file__).parent
 
 
 def main() -> None:
+    if os.environ.get("NEMORUN_RESUMABLE"):
+        for number in _STOP_SIGNALS:
+            signal.signal(number, _resume_later)
+    _write_own_log()
     _watch_lifeline()
     # `-m`, without -P, puts the folder we start in first: that is not what was submitted.
     if sys.orig_argv[1] == "-m" and not getattr(sys.flags, "safe_path", False):
@@ -33,6 +44,35 @@ def main() -> None:
         _run_task(Path(words[0]))
     else:
         sys.exit("usage: python -m nemorun.worker TASK.yaml | --command -- program argument …")
+
+
+def _resume_later(number: int, _: object) -> None:
+    """Told to stop before the task listens: there is nothing to save, and no import to be waited for."""
+    if os.getpid() != _pid:
+        os._exit(128 + number)  # a process that the task forked
+    _ask_for_resume()
+    _pass_on(number, None)  # to a program that is just being started
+    os._exit(EXIT_RESUME)
+
+
+def _ask_for_resume() -> None:
+    """Leave word for who starts us: with several ranks, the exit code of one may not get through to it."""
+    _write(f"logs/attempt-{os.environ.get('NEMORUN_ATTEMPT', '1')}/resume", "")
+
+
+def _write_own_log() -> None:
+    folder = os.environ.pop("NEMORUN_RANK_LOGS", None)
+    if folder is None:
+        return
+    path = f"{folder}/rank-{os.environ.get('RANK', '0')}.log"
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:  # a full disk: rather write where we can than not at all
+        print(f"nemorun: {path} cannot be written: {error.strerror}", file=sys.stderr)
+        return
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 def _watch_lifeline() -> None:
@@ -55,7 +95,12 @@ def _run_task(path: Path) -> None:
     code = os.environ.get("NEMORUN_CODE")
     task = loads(path.read_text(encoding="utf-8"), base=path.parent, code_root=Path(code) if code else None)
     _seed()
-    value = task()
+    try:
+        value = task()
+    except SystemExit as end:
+        if end.code == EXIT_RESUME:
+            _ask_for_resume()
+        raise
     if value is not None and os.environ.get("RANK", "0") == "0":
         with suppress(TypeError, ValueError):  # what is not plain data is not kept
             _write("result.json", json.dumps(value))
@@ -98,7 +143,8 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 def _is_ours(file: Path) -> bool:
-    started_us = "runpy" in file.name or file.name == "<string>"
+    main = getattr(sys.modules["__main__"], "__file__", None) or ""
+    started_us = "runpy" in file.name or file.name == "<string>" or file == Path(main)
     return started_us or file == Path(__file__) or _OUR_FOLDER / "config" in file.parents
 
 
@@ -120,8 +166,14 @@ def _run_command(words: list[str]) -> None:
     except OSError as error:
         print(f"nemorun: {words[0]!r} cannot be started: {error.strerror}", file=sys.stderr)
         sys.exit(127)
-    signal.signal(signal.SIGTERM, _pass_on)
+    resumable = bool(os.environ.get("NEMORUN_RESUMABLE"))
+    for number in _STOP_SIGNALS if resumable else (signal.SIGTERM,):
+        signal.signal(number, _pass_on)
     code = program.wait()
+    if resumable and -code in _STOP_SIGNALS:
+        code = EXIT_RESUME  # it did not listen yet
+    if code == EXIT_RESUME:
+        _ask_for_resume()
     if code < 0:
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
@@ -130,7 +182,7 @@ def _run_command(words: list[str]) -> None:
 
 
 def _pass_on(number: int, _: object) -> None:
-    """SIGTERM to all of our group: a shell does not hand it to its children."""
+    """The signal to all of our group: a shell does not hand it to its children."""
     signal.signal(number, lambda *_: None)  # it comes back to us
     os.killpg(0, number)
 
