@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 
 #: Under `job_dir`: experiments, frozen code and nemorun itself, the latter two by content.
@@ -24,3 +25,9 @@ def remote_run_dir(token: str, run_dir: str) -> str:
     parts = PurePath(run_dir).parts
     start = max(number for number, part in enumerate(parts) if part.endswith(suffix))
     return "/".join([EXPERIMENTS, *parts[start:]])
+
+
+def remote_results_dir(results: PurePath) -> str:
+    """The folder under `job_dir` that is, of an earlier experiment, its task's results folder `results` here."""
+    depth = 5 if re.fullmatch(r"group-\d+", results.parts[-4]) else 4
+    return "/".join([EXPERIMENTS, *results.parts[-depth:]])

@@ -1,0 +1,54 @@
+# Cancels tasks for good: what runs is ended, what waits never starts, nothing is started again. POSIX sh, after
+# prelude.sh. On stdin, a line for each task: its folder under JOB_DIR, its handle or `-`, its experiment's id.
+umask 077
+said=$(mktemp) || exit 1
+trap 'rm -f "$said"' EXIT
+tasks=$(cat)
+cd "$JOB_DIR" 2>/dev/null || exit 0 # nothing was ever submitted here
+
+# A submission that is under way, of which nobody has heard, puts the folders there at its end only.
+missing_folders() {
+    echo "$tasks" | while read -r run _ _; do
+        [ -d "$run" ] || [ ! -e "${run%/tasks/*}/submit.lock" ] || echo "${run%/tasks/*}"
+    done | sort -u
+}
+for folder in $(missing_folders); do
+    flock -w 10 "$folder/submit.lock" true 2>/dev/null || sleep 2
+done
+
+# First the mark, then the jobs: a submission that goes on meanwhile looks for the mark after each job.
+handles=$(echo "$tasks" | while read -r run handle id; do
+    [ -d "$run" ] || continue
+    : >"$run/cancelled"
+    rm -f "$run/secrets"
+    if [ -s "$run/job" ]; then
+        cat "$run/job"
+    elif [ "$handle" != - ]; then
+        echo "$handle"
+    elif [ -s "$run/unit" ]; then
+        read -r unit index <"$run/unit"
+        echo "? $unit.$id $index"
+    fi
+done)
+[ -n "$handles" ] || exit 0
+
+pause=1
+while :; do
+    : >"$said"
+    ids=$(echo "$handles" | grep -v '^?')
+    if names=$(echo "$handles" | grep '^?'); then
+        # sbatch was never heard to answer: its job is found by its name
+        queue=$(squeue --noheader --user="$(id -un)" --format='%i %j' 2>>"$said")
+        ids="$ids $(echo "$names" | while read -r _ name index; do
+            echo "$queue" | awk -v name="$name" -v index_="$index" '$2 == name {
+                sub(/[_+].*/, "", $1); print (index_ == "-" ? $1 : $1 "_" index_) }' | sort -u
+        done)"
+    fi
+    # shellcheck disable=SC2086 # words
+    [ -z "$ids" ] || printf '%s\n' $ids | xargs -r -n 500 scancel --quiet 2>>"$said"
+    # what has ended is no error
+    bad=$(grep -viE 'invalid job id|already (completed|completing|finished)|^$' "$said") || exit 0
+    [ "$pause" -le 16 ] || { echo "$bad" >&2; exit 93; }
+    sleep "$pause"
+    pause=$((pause * 2))
+done

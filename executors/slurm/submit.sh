@@ -1,0 +1,194 @@
+# Submits an experiment's jobs, each exactly once however often this is run. POSIX sh, after prelude.sh.
+# In: ID (the experiment's), EXP (its folder under JOB_DIR), WANTED (what it needs of archives: paths under
+# JOB_DIR). On stdin a tar.gz: `place` (what goes to EXP), `tasks`, `archives` (those that are not there yet) and
+# `plan`, a line for each call of sbatch: UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES, with `-` for nothing. UNIT is
+# a task, or an array whose tasks are lines of UNIT.tasks, from OFFSET on. ARRAY is an option where the script's own
+# will not do. AFTER are tasks, `+` before one means its whole array. CHAIN: only when the former call's job ended.
+# BESIDES is the user's own dependency: it stands in the script, and an option on the command line hides that.
+# Out: `ok` and lines TASK HANDLE; or `refused UNIT` or `unavailable`, and what Slurm said; or `missing`.
+umask 077
+base=$JOB_DIR/experiments
+mkdir -p "$base" "$JOB_DIR/code" "$JOB_DIR/lib" || exit 1
+find "$base" -maxdepth 1 -name '.incoming.*' -mmin +1440 -exec rm -rf {} + # of who was killed
+lock=
+in=$(mktemp -d "$base/.incoming.XXXXXX") || exit 1
+trap 'rm -rf "$in" ${lock:+"$lock"}' EXIT
+
+# Half of it would be worse than nothing: what came in is used only if all of it came.
+tar -xzf - -C "$in" 2>"$in/said" && [ -s "$in/plan" ] || {
+    echo "the files did not arrive whole in $base: $(tail -n 1 "$in/said")" >&2
+    exit 95
+}
+for path in $WANTED; do
+    [ -e "$JOB_DIR/$path" ] || [ -e "$in/archives/${path#*/}" ] || { echo missing; exit 0; }
+done
+
+# From here on it goes to its end, whether anybody is still connected or not.
+trap '' HUP PIPE INT TERM
+mkdir -p "$JOB_DIR/$EXP" && cd "$JOB_DIR/$EXP" || exit 1
+
+# One at a time. A kernel's lock ends with its holder. Where the file system has none, a folder is the lock,
+# which its holder touches; who died does not.
+take_lock() {
+    exec 9>submit.lock
+    if flock -w 300 9 2>"$in/flock"; then return; fi
+    [ -s "$in/flock" ] || { echo "another submission of this experiment holds $PWD/submit.lock" >&2; exit 94; }
+    until mkdir submit.lock.d 2>/dev/null; do
+        [ -z "$(find submit.lock.d -prune -mmin +2 2>/dev/null)" ] || rmdir submit.lock.d
+        sleep 1
+    done
+    lock=$PWD/submit.lock.d
+}
+take_lock
+if [ -s answer ]; then cat answer; exit 0; fi
+
+# Put everything into its place; `tasks` last, and at once: it says that all of it is there.
+put_in_place() {
+    for path in $WANTED; do
+        [ ! -e "$JOB_DIR/$path" ] || continue
+        case $path in
+        lib/*)
+            mkdir "$in/lib" && tar -xzf "$in/archives/${path#*/}" -C "$in/lib" || return
+            mv -T "$in/lib" "$JOB_DIR/$path" 2>/dev/null || [ -d "$JOB_DIR/$path" ] || return
+            ;;
+        *) mv -f "$in/archives/${path#*/}" "$JOB_DIR/$path" || return ;;
+        esac
+    done
+    for path in $WANTED; do
+        case $path in
+        code/*)
+            folder=$(basename "$path" .tar.gz | cut -c 1-12)
+            [ -d "code/$folder" ] && continue
+            mkdir -p code "$in/code" && tar -xzf "$JOB_DIR/$path" -C "$in/code" || return
+            mv -T "$in/code" "code/$folder" || return
+            ;;
+        esac
+    done
+    mv -f "$in"/place/* . && mv -T "$in/tasks" tasks
+}
+repeated=yes
+if [ ! -d tasks ]; then
+    repeated=
+    put_in_place || { echo "cannot write to $PWD" >&2; exit 1; }
+fi
+
+tasks_of() { # UNIT OFFSET COUNT
+    if [ "$3" = - ]; then echo "$1"; else sed -n "$(($2 + 1)),$(($2 + $3))p" "$1.tasks"; fi
+}
+
+# Sets `id` to a job of this name that no task has: one whose sbatch was never heard to answer.
+look_up() { # NAME
+    id=
+    queue=$(squeue --noheader --states=all --user="$(id -un)" --format='%i %j' 2>"$in/said") || return
+    past=$(timeout 20 sacct --noheader --allocations --parsable2 --starttime=now-14days --name="$1" \
+        --format=JobID,JobName 2>/dev/null | tr '|' ' ')
+    # elements of an array and components of a heterogeneous job are its parts: 12_3, 12+1
+    for found in $(printf '%s\n%s\n' "$queue" "$past" |
+        awk -v name="$1" '$2 == name { sub(/[_+].*/, "", $1); print $1 }' | sort -nu); do
+        grep -qxE "$found(_[0-9]+)?" tasks/*/job 2>/dev/null || { id=$found; return 0; }
+    done
+}
+
+transient() {
+    grep -qiE 'socket timed out|unable to contact|temporarily|try again|timed? ?out|sleeping and retrying|connection (refused|reset)|communication|zero bytes|controller|server (too )?busy|rate limit' "$in/said"
+}
+
+# Nothing of this experiment shall run: job.sh ends what starts all the same. The answer is kept: a second call
+# must not hear another one.
+give_up() { # WHY
+    for job in tasks/*; do
+        : >"$job/cancelled"
+        rm -f "$job/secrets"
+    done
+    cat tasks/*/job 2>/dev/null | sed 's/_.*//' | sort -u | xargs -r timeout 60 scancel 2>/dev/null
+    { echo "$1"; cat "$in/said"; } >"$in/answer"
+    mv "$in/answer" answer
+    cat answer
+    exit 0
+}
+
+# Sets `id`, or ends this script. Between two attempts it looks whether the former one did it after all.
+call_sbatch() { # NAME SBATCH-WORDS...
+    job_name=$1
+    shift
+    pause=1
+    until id=$(env -i HOME="$HOME" USER="$(id -un)" LOGNAME="$(id -un)" SHELL="${SHELL:-/bin/bash}" PATH="$PATH" \
+        ${LANG:+"LANG=$LANG"} ${LC_ALL:+"LC_ALL=$LC_ALL"} ${SLURM_CONF:+"SLURM_CONF=$SLURM_CONF"} \
+        sbatch --parsable "$@" 2>"$in/said" </dev/null 9>&-); do
+        transient || return 1
+        [ "$pause" -le 32 ] || give_up unavailable
+        [ -z "$lock" ] || touch "$lock"
+        sleep "$pause"
+        pause=$((pause * 2))
+        doubtful=yes
+        if look_up "$job_name" && [ -n "$id" ]; then return 0; fi
+    done
+    id=${id%%;*}
+}
+
+submit() { # UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES
+    first=$(tasks_of "$1" "$2" "$3" | head -n 1)
+    id=
+    if [ -s "tasks/$first/job" ]; then
+        read -r id <"tasks/$first/job"
+        id=${id%_*}
+    elif [ -n "$repeated" ]; then
+        look_up "$1.$ID" || give_up unavailable
+    fi
+    if [ -z "$id" ]; then
+        if [ "$3" = - ] && [ -e "tasks/$1/cancelled" ]; then return; fi
+        depend=
+        for task in $(echo "$5" | tr , ' '); do
+            [ "$task" != - ] || continue
+            job=$(cat "tasks/${task#+}/job" 2>/dev/null)
+            if [ -z "$job" ]; then # what it waits for was cancelled before it was submitted
+                for one in $(tasks_of "$1" "$2" "$3"); do : >"tasks/$one/cancelled"; done
+                return
+            fi
+            case $task in +*) job=${job%_*} ;; esac
+            depend=$depend:$job
+        done
+        depend=${depend:+afterok$depend}
+        [ "$6" = - ] || depend=${depend:+$depend,}afterany:$before
+        [ "$7" = - ] || depend=${depend:+$depend,$7}
+        script=$1.sbatch
+        set -- "$1" "$2" "$3" "$4" ${depend:+"--dependency=$depend" --kill-on-invalid-dep=yes}
+        unit=$1 offset=$2 count=$3 array=$4
+        shift 4
+        if [ "$array" = - ]; then
+            call_sbatch "$unit.$ID" "$@" "$script" || give_up "refused $unit"
+        else
+            call_sbatch "$unit.$ID" "$@" "--array=$array" "$script" "$offset" || give_up "refused $unit"
+        fi
+        set -- "$unit" "$offset" "$count"
+    fi
+    before=$id
+    index=0
+    for task in $(tasks_of "$1" "$2" "$3"); do
+        handle=$id
+        [ "$3" = - ] || handle=${id}_$index
+        index=$((index + 1))
+        [ -s "tasks/$task/job" ] || echo "$handle" >"tasks/$task/job"
+        [ ! -e "tasks/$task/cancelled" ] || scancel "$handle" 2>/dev/null # it came while we submitted
+    done
+}
+
+doubtful=
+while read -r unit offset count array after chain besides <&3; do
+    [ -z "$lock" ] || touch "$lock"
+    submit "$unit" "$offset" "$count" "$array" "$after" "$chain" "$besides"
+done 3<"$in/plan"
+
+# An sbatch that was not heard of may have been carried out late: a job that no task has is one too many.
+if [ -n "$doubtful$repeated" ]; then
+    while read -r unit _ <&3; do
+        if look_up "$unit.$ID" && [ -n "$id" ]; then scancel "$id"; fi
+    done 3<"$in/plan"
+fi
+{
+    echo ok
+    grep -H '' tasks/*/job | sed 's|^tasks/||; s|/job:| |'
+} >"$in/answer"
+mv "$in/answer" answer
+cat answer
+exit 0
