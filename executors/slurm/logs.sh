@@ -1,11 +1,10 @@
 # Brings what some jobs have written since the offsets that are given. POSIX sh, after prelude.sh.
 # In: JOB_DIR; MARK (no file holds it); RANK (a number, or empty: all); BUDGET (bytes, about).
-# shellcheck disable=SC2153  # RANK is given, and no misspelling
 #     stdin: lines "J number folder handle-or-- has-ended" and "O number attempt rank offset".
 # Out, as base64 of gzip, for each piece: newline, MARK, " number attempt rank offset done more", newline, bytes.
 #     done: nobody will go on with its last line. more: the file does not end with this piece.
 # The batch script's own log, of all attempts, is rank 0's of attempt 0.
-# shellcheck disable=SC2016  # what stands in single quotes is for awk and perl
+# shellcheck disable=SC2016,SC2153  # what stands in single quotes is for awk and perl; RANK is given
 
 export LC_ALL=C
 cd "$JOB_DIR" 2>/dev/null || exit 0
@@ -31,7 +30,7 @@ jobs=$(awk '
     }
     { print }')
 
-files=$(printf '%s\n' "$jobs" | awk '$1 == "D" { print $3 "/logs"; print $5 }' | sort -u | xargs -r sh -c '
+files=$(printf '%s\n' "$jobs" | awk '$1 == "D" { print $3 "/logs"; if (index($5, $3)) next; print $5 }' | xargs -r sh -c '
     find "$@" -maxdepth 2 -type f -name "*.log" -printf "%s %T@ %p\n" 2>/dev/null' find)
 
 # number, attempt, rank, offset, done, more, bytes, path

@@ -229,6 +229,7 @@ def _ended_by_journal(seen: Evidence, event: Event) -> JobStatus:
     words = ""
     if word == "failed":
         reason, words = _failed(seen, code)
+        code = _as_a_shell_says(code, reason)
     elif word == "cancelled":
         words = _by(seen)
     elif state is JobState.FAILED:
@@ -252,6 +253,7 @@ def _ended_by_slurm(seen: Evidence, row: Row, queued: Row | None) -> JobStatus:
     if word == "failed":
         code = code or None  # sacct's JSON of 22.05 says 0 of all
         reason, words = _failed(seen, code)
+        code = _as_a_shell_says(code, reason)
     elif word == "cancelled":
         code = None
         if row.reason == "Dependency" and not row.by:  # by --kill-on-invalid-dep
@@ -281,9 +283,16 @@ def _failed(seen: Evidence, code: int | None) -> tuple[Reason, str]:
         ranks = ("ranks " if re.search("[,-]", found["ranks"]) else "rank ") + found["ranks"]
         if what == "Out Of Memory":
             return Reason.OUT_OF_MEMORY, f"{ranks} on {found['node']}"
+        if not what.startswith("ended with"):
+            reason = Reason.SIGNAL
         between = " " if what.startswith("ended with") else ": "
         return reason, f"{ranks} on {found['node']}{between}{what}"
     return reason, f"its batch script ended with {_code(code)}"
+
+
+def _as_a_shell_says(code: int | None, reason: Reason) -> int | None:
+    """128 + n for signal n; srun ends with n alone."""
+    return code + 128 if reason is Reason.SIGNAL and code and code < 65 else code
 
 
 def _code(code: int | None) -> str:
