@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.k8s_rig import k8s_namespace, k8s_node, k8s_rig
 from tests.slurm_rig import rig, wan
 
-__all__ = ["rig", "wan"]
+__all__ = ["k8s_namespace", "k8s_node", "k8s_rig", "rig", "wan"]
 
 #: What a launcher, a scheduler or torchrun around the test run may have left in the environment.
 _INHERITED_PREFIXES = ("NEMORUN_", "SLURM_", "SBATCH_", "TORCHELASTIC_")
