@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def cancel(executor: SlurmExecutor, refs: Sequence[JobRef]) -> None:
-    """Returns when Slurm has taken the order over; again, it changes nothing. Raises RemoteError, SubmitError."""
+    """Returns when Slurm has taken the order over; again, it changes nothing. Raises RemoteError."""
     cluster = cluster_of(executor)
-    lines = "".join(
+    lines = (
         f"{remote_run_dir(ref.token, ref.run_dir)} {ref.handle or '-'} {experiment_id(ref.token)}\n"
         for ref in refs
     )
-    done = cluster.run(cluster.command("cancel.sh"), lines.encode(), retry=True)
+    done = cluster.run(cluster.command("cancel.sh"), "".join(lines).encode(), retry=True)
     if done.returncode:
         raise RemoteError(f"{cluster.name}: not everything could be cancelled: {done.stderr.strip()}")

@@ -1,4 +1,4 @@
-"""nemorun itself as an archive, named by its content, so that a cluster needs nothing but Python and torch."""
+"""nemorun itself as an archive, named by its content: a cluster needs nothing but Python and torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ main()
 
 
 def library() -> Path:
-    """The archive `<SHA-256>.tar.gz` in nemorun's home; built where the files have changed. Or SubmitError."""
+    """The archive `<SHA-256>.tar.gz` in nemorun's home, built where files have changed. Or SubmitError."""
     try:
         files = dict(sorted(_files()))
         stats = ((name, path.stat()) for name, path in files.items())
@@ -59,6 +59,7 @@ def _files() -> Iterator[tuple[str, Path]]:
     import nemorun
 
     for name, package in (("nemorun", nemorun), ("fallback/yaml", yaml)):
+        assert package.__file__
         root = Path(package.__file__).parent
         for folder, below, files in os.walk(root, followlinks=True):  # executors/ and recipes/ are links
             below[:] = [one for one in below if one != "__pycache__"]

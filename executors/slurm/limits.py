@@ -87,7 +87,7 @@ def _of_account(options: Options, facts: Facts, partitions: list[str]) -> Iterat
     seconds = _time(options)
     if seconds and facts.enforces("limits"):
         limits = [(one.max_time, f"account '{account}'") for one in fitting if one.max_time]
-        if qos in facts.qos and (limit := facts.qos[qos].max_time):
+        if qos and qos in facts.qos and (limit := facts.qos[qos].max_time):
             limits = [(limit, f"QOS '{qos}'")]
         for limit, whose in limits[:1]:
             if seconds > limit:
@@ -105,9 +105,9 @@ def _of_partition(options: Options, facts: Facts, partition: Partition) -> Itera
         yield f"qos='{qos}': {where} does not take it{_only(partition.qos)}"
     beyond = facts.qos[qos].flags if qos in facts.qos else frozenset()
     seconds = _time(options)
-    if partition.max_time and "PartitionTimeLimit" not in beyond and "time" in options:
-        if seconds is None or seconds > partition.max_time:
-            yield f"time={options['time']}: {where} allows at most {_clock(partition.max_time)}"
+    limit = partition.max_time if "time" in options and "PartitionTimeLimit" not in beyond else None
+    if limit and (seconds is None or seconds > limit):
+        yield f"time={options['time']}: {where} allows at most {_clock(limit)}"
     nodes = _number(options.get("nodes", "1").partition("-")[0]) or 1
     if partition.max_nodes and nodes > partition.max_nodes and "PartitionMaxNodes" not in beyond:
         yield f"nodes={nodes}: {where} allows at most {partition.max_nodes} for one job"

@@ -28,6 +28,6 @@ def remote_run_dir(token: str, run_dir: str) -> str:
 
 
 def remote_results_dir(results: PurePath) -> str:
-    """The folder under `job_dir` that is, of an earlier experiment, its task's results folder `results` here."""
+    """The folder under `job_dir` for `results`, the results folder here of an earlier experiment's task."""
     depth = 5 if re.fullmatch(r"group-\d+", results.parts[-4]) else 4
     return "/".join([EXPERIMENTS, *results.parts[-depth:]])

@@ -1,4 +1,4 @@
-"""What a submission sends: one tar.gz with scripts, tasks, secrets and the archives that the cluster lacks."""
+"""What a submission sends: one tar.gz of scripts, tasks, secrets and the archives that are not there yet."""
 
 from __future__ import annotations
 

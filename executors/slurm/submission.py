@@ -1,4 +1,4 @@
-"""Submits to a cluster: one command that asks what is there, and one that sends everything, whatever breaks."""
+"""Submits to a cluster: one command asks what is there, one sends everything, whatever breaks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def probe(cluster: Cluster, wanted: tuple[str, ...] = (), python: str = "", more
 
 
 def interpreter(executor: SlurmExecutor) -> str:
-    """The Python that must be on the login node as well, as a word for its shell; empty: it cannot be told."""
+    """The Python that must be on the login node, too, as a word for its shell; empty: nobody can tell."""
     if executor.container_image or executor.modules or executor.setup:
         return ""
     if executor.venv is None:

@@ -120,6 +120,8 @@ class SlurmBench:
 
     def clean(self) -> None:
         """Cancel what is left in the queue, and delete the folder there."""
+        if not self.home.exists():
+            return
         folder = shlex.quote(str(self.home.relative_to(self.rig.home_of(self.user))))
         jobs = " ".join(sorted({name.partition("_")[0] for name in self.queued()}))
         cancel = f"scancel {jobs}; " if jobs else ""
