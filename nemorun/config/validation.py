@@ -196,7 +196,7 @@ def _check(annotation: Any, value: Any, handler: Any) -> Any:
 
 def _is_instance(kind: Any, annotation: Any, value: Any) -> bool:
     """Whether a value is of a class that pydantic is not asked about; True for what is no class."""
-    if kind in (*_SCALARS, *_CONTAINERS, Any, Annotated) or _is_path(kind):
+    if kind in (*_SCALARS, *_CONTAINERS, Any, Annotated) or is_union(annotation) or _is_path(kind):
         return True  # pydantic's to say
     if kind is type:
         bounds = [one for one in typing.get_args(annotation) if isinstance(one, type)]
