@@ -130,7 +130,7 @@ def _array(value: Any) -> str | None:
 _NAME = _text(r"[A-Za-z0-9_][\w.@+-]*", "a name")
 _NAMES = _text(r"[A-Za-z0-9_][\w.@+-]*(?:,[A-Za-z0-9_][\w.@+-]*)*", "a name, or several with commas")
 _HOSTS = _text(r"[A-Za-z0-9][\w.,\[\]-]*", 'a list of nodes, such as "node[001-004],node007"')
-_FEATURES = _text(r"[\w.,&|*()\[\]:+!@=/-]+", 'features, such as "h100&nvme"')
+_FEATURES = _text(r"(?!-)[\w.,&|*()\[\]:+!@=/-]+", 'features, such as "h100&nvme"')
 _PATH = _text(r"[/~$][^\0\n\r]*", "a folder of the cluster: one that begins with /, ~ or $VARIABLE")
 _LINE = _text(r"[^\0\n\r]*\S[^\0\n\r]*", "one line of text")
 _ENV_NAME = _text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable: letters, digits and _")
@@ -176,7 +176,7 @@ _FIELDS: dict[str, Check] = {
     "exclude": _HOSTS,
     "switches": _switches,
     "segment": _whole(1),
-    "network": _text(r"[\w.,:=+-]+", 'what --network takes, such as "sn_single"'),
+    "network": _text(r"(?!-)[\w.,:=+-]+", 'what --network takes, such as "sn_single"'),
     "nice": _whole(-2147483645, 2147483645),
     "dependency": _text(
         f"{_DEPENDENCY}(?:,{_DEPENDENCY})*|{_DEPENDENCY}(?:[?]{_DEPENDENCY})*",
@@ -226,8 +226,8 @@ def _check_together(executor: SlurmExecutor) -> None:
     each, ranks, all_ = executor.gpus_per_task, executor.ntasks_per_node, executor.gpus_per_node
     if each is not None and ranks is not None and all_ is not None and each * ranks != all_:
         raise ConfigError(
-            f"gpus_per_node: {all_} are not the {each * ranks} that {ranks} ranks with {each} each need; leave"
-            " it out, or change gpus_per_task or ntasks_per_node"
+            f"gpus_per_node: {all_} are not the {each * ranks} that {ranks} ranks with {each} each need;"
+            " leave it out, or change gpus_per_task or ntasks_per_node"
         )
     if executor.mem is not None and executor.mem_per_gpu is not None:
         raise ConfigError(f"mem_per_gpu: {executor.mem_per_gpu!r} cannot be set together with mem")
