@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXECUTORS: dict[str, str] = {
     "local": "nemorun.executors.local:LocalExecutor",
     "slurm": "nemorun.executors.slurm:SlurmExecutor",
+    "kubernetes": "nemorun.executors.kubernetes:KubernetesExecutor",
 }
 
 

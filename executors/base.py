@@ -28,7 +28,7 @@ class Rendered:
     """A submission in full: what is printed by a dry run and what is sent."""
 
     executor: str
-    """The executor's kind, as in the list of executors."""
+    """The executor's type, as in the list of executors."""
     text: str
     """Script, manifest or plan: exactly what is sent."""
     jobs: tuple[JobSpec, ...]
@@ -62,7 +62,8 @@ class Check:
 class Executor(ABC):
     """Where and how jobs run. Fields left None are taken from the task."""
 
-    kind: ClassVar[str]
+    type: ClassVar[str]
+    """Its name in the list of executors, and in settings."""
     pace: ClassVar[tuple[float, float]] = (0.02, 0.25)
     """Seconds between two looks at its jobs: after something happened, and at most, when nothing does."""
 

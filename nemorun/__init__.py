@@ -13,6 +13,7 @@ from nemorun.lazy import lazily
 if TYPE_CHECKING:
     from nemorun.config import Config, Partial, factory, resources
     from nemorun.errors import NemorunError, TaskFailed
+    from nemorun.executors.kubernetes import KubernetesExecutor
     from nemorun.executors.local import LocalExecutor
     from nemorun.executors.slurm import HetGroup, SlurmExecutor
     from nemorun.experiment import (
@@ -33,6 +34,7 @@ __all__ = [
     "Config",
     "Experiment",
     "HetGroup",
+    "KubernetesExecutor",
     "LocalExecutor",
     "NemorunError",
     "Partial",
@@ -56,6 +58,7 @@ __getattr__, __dir__ = lazily(
     {
         ".config": ("Config", "Partial", "factory", "resources"),
         ".errors": ("NemorunError", "TaskFailed"),
+        ".executors.kubernetes": ("KubernetesExecutor",),
         ".executors.local": ("LocalExecutor",),
         ".executors.slurm": ("HetGroup", "SlurmExecutor"),
         ".experiment": (

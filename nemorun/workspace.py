@@ -155,6 +155,7 @@ def _mapping(value: object, where: str, allowed: tuple[str, ...] | None = None) 
 
 
 def executor_entries(workspace: Workspace) -> dict[str, ExecutorEntry]:
-    """Every executor that can be named here; `local` and `slurm` (on a login node) always exist."""
-    built_in = {kind: ExecutorEntry({"type": kind}, None) for kind in ("local", "slurm")}
+    """Every executor that can be named here; a plain one of each type always exists, and `k8s` for short."""
+    types = {name: name for name in ("local", "slurm", "kubernetes")} | {"k8s": "kubernetes"}
+    built_in = {name: ExecutorEntry({"type": type_}, None) for name, type_ in types.items()}
     return {**built_in, **workspace.settings.executors}

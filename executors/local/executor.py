@@ -34,7 +34,7 @@ _started: list[subprocess.Popen[bytes]] = []
 class LocalExecutor(Executor):
     """Runs tasks on this machine."""
 
-    kind: ClassVar[str] = "local"
+    type: ClassVar[str] = "local"
 
     nodes: int | None = None
     """Simulated nodes: each is a group of ranks on this machine with its own NODE_RANK."""
@@ -111,7 +111,7 @@ class LocalExecutor(Executor):
                 )
             )
         plan = Plan(float(self.grace_period), float(self.backoff), self.max_parallel, tasks)
-        return Rendered(self.kind, plan.dumps(), tuple(jobs))
+        return Rendered(self.type, plan.dumps(), tuple(jobs))
 
     def submit(self, rendered: Rendered, secrets: Mapping[str, str]) -> dict[str, str]:
         if archives := {job.code for job in rendered.jobs if job.code}:

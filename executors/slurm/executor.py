@@ -32,7 +32,7 @@ class HetGroup(TypedDict, total=False):
 class SlurmExecutor(Executor):
     """Runs tasks on a Slurm cluster."""
 
-    kind: ClassVar[str] = "slurm"
+    type: ClassVar[str] = "slurm"
     pace: ClassVar[tuple[float, float]] = (0.5, 5.0)
 
     tunnel: str = "local"

@@ -98,7 +98,7 @@ def follow_run(record: Record) -> bool:
 
 def announce(record: Record) -> None:
     """Say what was submitted, where to, and how to look at it."""
-    kinds = ", ".join(dict.fromkeys(record.executor(name).kind for name in record.statuses))
+    kinds = ", ".join(dict.fromkeys(record.executor(name).type for name in record.statuses))
     many = f", {len(record.statuses)} tasks" if len(record.statuses) > 1 else ""
     _say(
         f"{record.name} ({record.id}) submitted to {kinds}{many}; "

@@ -122,7 +122,7 @@ class Plan:
         """Make the record and hold its lock; it appears whole and locked: nobody judges it too early."""
         part = self.folder.with_name(f".{self.folder.name}.part")
         tasks = (
-            store.TaskEntry(task.spec.name, Path(task.spec.run_dir), task.executor.kind)
+            store.TaskEntry(task.spec.name, Path(task.spec.run_dir), task.executor.type)
             for task in self.tasks
         )
         entry = store.Entry(self.id, self.name, self.folder, self.created_at, tuple(tasks))
@@ -183,7 +183,7 @@ class Plan:
         tasks = [
             {
                 "name": task.spec.name,
-                "executor": task.executor.kind,
+                "executor": task.executor.type,
                 **dataclasses.asdict(task.spec.resources),
                 "dependencies": list(task.spec.dependencies),
                 "retries": task.spec.retries,

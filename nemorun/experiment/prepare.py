@@ -106,7 +106,7 @@ def _check(task: Task) -> None:
     for name in task.executor.env_vars:
         if looks_secret(name):
             raise ConfigError(
-                f"executor {task.executor.kind}: env_vars holds '{name}', and records hold env_vars: export "
+                f"executor {task.executor.type}: env_vars holds '{name}', and records hold env_vars: export "
                 f"{name} and pass its name as a secret instead (secrets=['{name}'], or --secret {name})"
             )
 

@@ -13,7 +13,7 @@ from nemorun.executors.local import LocalExecutor
 def test_every_listed_executor_loads_and_has_its_kind() -> None:
     for kind in EXECUTORS:
         assert issubclass(executor_class(kind), Executor)
-        assert executor_class(kind).kind == kind
+        assert executor_class(kind).type == kind
     assert executor_class("local") is LocalExecutor
 
 

@@ -85,7 +85,7 @@ def test_bad_settings_are_refused(tmp_path: Path, text: str, message: str) -> No
 def test_an_unknown_executor_is_refused_with_the_nearest(tmp_path: Path) -> None:
     settings(tmp_path, "executors: {cluster: {type: local}}")
     with pytest.raises(
-        DiscoveryError, match=r"no executor 'clutser'; configured: cluster, local.*'cluster'\?"
+        DiscoveryError, match=r"no executor 'clutser'; configured: cluster, k8s.*local.*'cluster'\?"
     ):
         executor_config("clutser", find_workspace(tmp_path))
 
