@@ -1,4 +1,4 @@
-"""What a launcher does on another machine, the same for every transport: run, stream, put, read, get.
+"""What a launcher does on another machine, the same for every transport: run, stream, interact, put, get.
 
 A transport says how to connect and how to send off one command; all the rest stands here and is made of
 commands. So there is no second protocol for files, and nothing beyond a POSIX shell is needed on the other
@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, ClassVar
 
+from nemorun.remote import terminal
 from nemorun.remote.errors import (
     CommandFailed,
     ConnectionLost,
     RemoteError,
     RemoteFileMissing,
 )
-from nemorun.remote.framing import MAX_COMMAND, new_token, wrap
+from nemorun.remote.framing import MAX_COMMAND, new_token, wrap, wrap_interactive
 from nemorun.remote.paths import quote_path
 from nemorun.remote.pipes import Pipes
 from nemorun.remote.stream import Stream
@@ -90,6 +92,10 @@ class Connection(abc.ABC):
         """Why a command's output ended without its exit code."""
 
     @abc.abstractmethod
+    def _interact(self, line: str, tty: int) -> int:
+        """Give the terminal to a line of the login shell until that ends; its exit code."""
+
+    @abc.abstractmethod
     def close(self) -> None:
         """End the connection. Again: nothing."""
 
@@ -133,6 +139,21 @@ class Connection(abc.ABC):
                 "for commands (sshd allows 10 sessions). Close one, or follow several files with one command."
             )
         return self._begin(command, self._streams, ends_with_reader=True)
+
+    def interact(self, command: str) -> int:
+        """Run a command with the user's terminal as its own: keys, colours, size. Returns its exit code.
+
+        The terminal is given back as it was. RemoteError where standard input is none; ConnectionLost.
+        """
+        tty = terminal.require()
+        line = _fitting(wrap_interactive(command, self.shell), self.name)
+        self.connect()
+        with self._runs, terminal.lent(tty):
+            try:
+                return self._interact(line, tty)
+            except ConnectionLost:
+                print("\r", file=sys.stderr)  # below what stands there
+                raise
 
     def put(
         self, data: bytes | Path, remote: str, *, mode: int = 0o600, timeout: float | None = None
@@ -209,12 +230,7 @@ class Connection(abc.ABC):
             unless_started.callback(slots.release)
             token = new_token()
             line = wrap(command, token, self.shell, ends_with_reader=ends_with_reader)
-            if len(line) > MAX_COMMAND:
-                raise RemoteError(
-                    f"{self.name}: a command of {len(line):,} characters; at most {MAX_COMMAND:,} fit. "
-                    "Give what is long as its input: run('sh', stdin=script)."
-                )
-            pipes = self._start(line)
+            pipes = self._start(_fitting(line, self.name))
             unless_started.pop_all()
         return Stream(pipes, token, self.name, self._broken, slots.release)
 
@@ -237,6 +253,12 @@ class Connection(abc.ABC):
             f"{self.name}: the connection was lost ({what}). {advice}", may_have_run=may_have_run
         )
 
+    def _cut_off(self, what: str) -> ConnectionLost:
+        """For `_interact`: the user sat there, and knows what has run."""
+        return ConnectionLost(
+            f"{self.name}: the connection was lost ({what}), and the session with it.", may_have_run=True
+        )
+
     def __enter__(self) -> Connection:
         return self
 
@@ -253,6 +275,15 @@ def _source(stdin: bytes | str | Path) -> BinaryIO:
         return stdin.open("rb")
     except OSError as error:
         raise RemoteError(f"cannot read {stdin}: {error.strerror}.") from error
+
+
+def _fitting(line: str, name: str) -> str:
+    if len(line) > MAX_COMMAND:
+        raise RemoteError(
+            f"{name}: a command of {len(line):,} characters; at most {MAX_COMMAND:,} fit. "
+            "Give what is long as its input: run('sh', stdin=script)."
+        )
+    return line
 
 
 def _short(command: str) -> str:

@@ -38,7 +38,19 @@ def wrap(command: str, token: str, shell: str = "/bin/sh", *, ends_with_reader: 
     mark = f"printf '%s:%s\\n' {token} begin; printf '%s:%s\\n' {token} begin >&2"
     end = f"printf '%s:end:%d\\n' {token} $nemorun_code; printf '%s:end:%d\\n' {token} $nemorun_code >&2"
     template = _FOLLOW if ends_with_reader else _RUN
-    script = f"{mark}; {template.format(command=shlex.quote(command), shell=shell)}; {end}"
+    return _line(f"{mark}; {template.format(command=shlex.quote(command), shell=shell)}; {end}", shell)
+
+
+def wrap_interactive(command: str, shell: str = "/bin/sh") -> str:
+    """The same for a command that has a terminal, whose output is for a person and needs no marks.
+
+    The outer shell stays, so that a command ended by a signal has an exit code; keys that interrupt the
+    command must not end that shell.
+    """
+    return _line(f"trap : INT QUIT; {shell} -c {shlex.quote(command)}; exit $?", shell)
+
+
+def _line(script: str, shell: str) -> str:
     if "\n" in script or "!" in script:  # csh, as a login shell, reads both even within quotes
         code = base64.b64encode(script.encode()).decode()
         script = f'eval "$(echo {code} | base64 -d)"'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 from nemorun.remote.connection import Connection, Timeouts
 from nemorun.remote.errors import ConnectError, RemoteError
 from nemorun.remote.pipes import Pipes, ProcessPipes
@@ -27,6 +29,13 @@ class LocalConnection(Connection):
 
     def _broken(self, stream: Stream) -> RemoteError:
         return self._ended_early(stream)
+
+    def _interact(self, line: str, tty: int) -> int:
+        try:
+            code = subprocess.run(["/bin/sh", "-c", line]).returncode
+        except OSError as error:
+            raise ConnectError(f"cannot start /bin/sh here: {error.strerror}.") from error
+        return code if code >= 0 else 128 - code
 
     def close(self) -> None:
         pass

@@ -23,6 +23,7 @@ from nemorun.remote.ssh_config import Host
 from nemorun.remote.stream import Stream
 
 PERSIST = 600  # seconds that an unused master of ours stays
+_FAILED = 255  # ssh's exit code where it is ssh that failed, or the command ended with just that
 #: What ssh says where a command was surely not sent: the master is gone, or has no session left.
 _NOT_SENT = re.compile(
     r"session request failed|Control socket connect|open failed|Connection closed by UNKNOWN|"
@@ -133,11 +134,33 @@ class OpenSSHConnection(Connection):
             return ""
         return done.stderr
 
+    def _shared(self, *options: str) -> list[str]:
+        """ssh through the master, and never by itself."""
+        # If the master is gone, ssh would log in, and ask: a proxy that fails at once prevents it.
+        only = ("ControlMaster=no", "ProxyCommand=false", "BatchMode=yes", "RemoteCommand=none")
+        return self._ssh(*options, *(word for option in only for word in ("-o", option)))
+
     def _start(self, command: str) -> Pipes:
-        # If the master is gone, ssh would log in by itself, and ask: a proxy that fails at once prevents it.
-        options = ("ControlMaster=no", "ProxyCommand=false", "BatchMode=yes", "RemoteCommand=none")
-        words = [word for option in options for word in ("-o", option)]
-        return ProcessPipes([*self._ssh("-T", *words), command])
+        return ProcessPipes([*self._shared("-T"), command])
+
+    def _interact(self, line: str, tty: int) -> int:
+        # With a terminal, all that the command prints comes on stdout: stderr has ssh's own words only.
+        with tempfile.TemporaryFile() as said:
+            code = subprocess.run([*self._shared("-tt"), line], stderr=said).returncode
+            said.seek(0)
+            words = said.read().decode(errors="replace").strip()
+        if code < 0:  # ssh itself was killed
+            raise self._cut_off(f"ssh was ended by signal {-code}")
+        if code != _FAILED:
+            return code
+        unsent = _NOT_SENT.search(words)
+        last = words.splitlines()[-1].strip() if words else "closed by the host or the network"
+        if has_master(self.host, self._control):
+            if unsent:
+                raise RemoteError(f"{self.name}: the host refuses another session: {last}")
+            return code
+        self._ready = False
+        raise self._cut_off(last)
 
     def _broken(self, stream: Stream) -> RemoteError:
         said = stream.outside or stream.stderr.strip()

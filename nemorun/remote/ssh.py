@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import selectors
 import socket
 from typing import TYPE_CHECKING, Any
 
-from nemorun.remote import authentication, host_keys, prompting
+from nemorun.remote import authentication, host_keys, prompting, terminal
 from nemorun.remote.connection import Connection, Timeouts
 from nemorun.remote.errors import ConnectError, RemoteError
+from nemorun.remote.keyboard import give_terminal
 from nemorun.remote.pipes import CHUNK, Pipes
 from nemorun.remote.ssh_config import Host, jump_host
 from nemorun.remote.stream import Stream
@@ -104,6 +106,23 @@ class SSHConnection(Connection):
         transport.set_keepalive(max(1, int(self.timeouts.dead_after / 4)))
 
     def _start(self, command: str) -> Pipes:
+        return _ChannelPipes(self._open(command))
+
+    def _interact(self, line: str, tty: int) -> int:
+        channel = self._open(line, tty)
+        try:
+            give_terminal(channel, tty)
+            if (code := _status(channel)) is not None:
+                return code
+            ended_in_order = channel.eof_received
+        finally:
+            channel.close()
+        if ended_in_order:
+            raise RemoteError(f"{self.name}: the session ended without an exit code; the host has killed it.")
+        raise self._cut_off(self._why_lost())
+
+    def _open(self, command: str, tty: int | None = None) -> paramiko.Channel:
+        """A session that runs the command, with a terminal like `tty` where that is given."""
         import paramiko
 
         hops = self._hops
@@ -115,21 +134,27 @@ class SSHConnection(Connection):
             self.close()
             raise self._lost(str(error) or "closed", may_have_run=False) from error
         try:
+            if tty is not None:
+                columns, rows = terminal.size(tty)
+                channel.get_pty(os.environ.get("TERM", "dumb"), columns, rows)
             channel.exec_command(command)
         except (paramiko.SSHException, OSError, EOFError) as error:
             if hops[-1].is_active():
                 raise RemoteError(f"{self.name}: the host refuses to run commands: {error}.") from error
             self.close()
             raise self._lost(str(error) or "closed", may_have_run=True) from error
-        return _ChannelPipes(channel)
+        return channel
 
     def _broken(self, stream: Stream) -> RemoteError:
         assert isinstance(stream.pipes, _ChannelPipes)
         if stream.pipes.ended_in_order:
             return self._ended_early(stream)
+        return self._lost(self._why_lost(), may_have_run=True)
+
+    def _why_lost(self) -> str:
         error = self._hops[-1].get_exception() if self._hops else None
         self.close()
-        return self._lost(str(error or "") or "closed by the host or the network", may_have_run=True)
+        return str(error or "") or "closed by the host or the network"
 
     def close(self) -> None:
         hops, self._hops = self._hops, []
@@ -171,13 +196,18 @@ class _ChannelPipes:
         return bool(self._channel.eof_received)
 
     def status(self) -> int | None:
-        # It comes beside the end of the streams, before or after; not at all where the connection ended.
-        self._channel.status_event.wait(5)
-        return self._channel.exit_status if self._channel.exit_status >= 0 else None
+        return _status(self._channel)
 
     def close(self) -> None:
         self._selector.close()
         self._channel.close()
+
+
+def _status(channel: paramiko.Channel) -> int | None:
+    """The exit code of an ended session, None where there is none."""
+    # It comes beside the end of the streams, before or after; not at all where the connection ended.
+    channel.status_event.wait(5)
+    return channel.exit_status if channel.exit_status >= 0 else None
 
 
 def _signatures(name: str) -> tuple[str, ...]:
