@@ -41,8 +41,8 @@ def command(executor: SlurmExecutor, workdir: str, shared: str, gpus: bool) -> l
 
 
 def apptainer_exports(names: Iterable[str]) -> list[str]:
-    """apptainer lets an image's variables win, but for those that are handed over under this name."""
-    return [f'export APPTAINERENV_{name}="${name}"' for name in sorted(names)]
+    """apptainer lets an image's variables win, but for those that are handed over under such a name."""
+    return [f'export APPTAINERENV_{name}="${{{name}-}}"' for name in sorted(names)]
 
 
 def _mount(mount: str) -> str:

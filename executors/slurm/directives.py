@@ -70,7 +70,9 @@ def _default_signal(executor: SlurmExecutor) -> str:
 def _component(executor: SlurmExecutor, own: Mapping[str, Any]) -> list[str]:
     values = {**{name: getattr(executor, name) for name in _EVERYWHERE}, **own}
     lines = [
-        directive(name.replace("_", "-"), values[name]) for name in _ORDER if values.get(name) is not None
+        directive(name.replace("_", "-"), value)
+        for name in _ORDER
+        if (value := values.get(name)) is not None and (name, value) != ("gpus_per_node", 0)
     ]
     if executor.exclusive:
         lines.append(directive("exclusive", None if executor.exclusive is True else executor.exclusive))

@@ -82,6 +82,7 @@ def srun(executor: SlurmExecutor, job: JobSpec) -> list[str]:
             options += containers.srun_options(executor, folder, names, '"$shared"')
         else:
             gpus = job.resources.gpus_per_node > 0
+            before += containers.apptainer_exports({"PYTHONPATH", *executor.container_env})
             rank = [*containers.command(executor, folder, '"$shared"', gpus), *rank]
     options += map(shlex.quote, executor.srun_args)
     parts = [_NEXT_LINE.join([*options, *own, *rank]) for own in _each_component(executor, job)]

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
-from nemorun.executors.slurm import containers
 from nemorun.executors.slurm.directives import directive, sbatch_options, warning
 from nemorun.executors.slurm.executor import SlurmExecutor
 from nemorun.executors.slurm.paths import experiment_id
@@ -42,7 +41,7 @@ def render(jobs: Sequence[tuple[SlurmExecutor, JobSpec]]) -> SlurmRendered:
             *options,
             *([f"# after: {' '.join(job.dependencies)}"] if job.dependencies else []),
             "",
-            f"TASK={name}" if len(tasks) == 1 else _TASK_OF_ARRAY.format(name),
+            f"TASK='{name}'" if len(tasks) == 1 else _TASK_OF_ARRAY.format(name),
             *body,
             "",
         ]
@@ -116,8 +115,6 @@ def _environment(executor: SlurmExecutor, job: JobSpec) -> list[str]:
         lines.append(f"export VIRTUAL_ENV={quote_path(executor.venv)}")
         if executor.container_image is None:
             lines.append('export PATH="$VIRTUAL_ENV/bin:$PATH"')
-    if executor.container_image is not None and executor.container_runtime == "apptainer":
-        lines += containers.apptainer_exports(executor.container_env)
     return lines
 
 

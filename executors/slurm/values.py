@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemorun.errors import ConfigError, did_you_mean
@@ -198,7 +197,7 @@ _FIELDS: dict[str, Check] = {
             'a mount; write source:target[:options] with full paths, such as "/data:/data:ro"',
         )
     ),
-    "container_workdir": _text(r"/[^\s\0]*", "a full path in the container"),
+    "container_workdir": _text(r"/[^\0\n\r]*", "a full path in the container"),
     "container_env": _list(_ENV_NAME),
     "container_runtime": _one_of("pyxis", "apptainer"),
     "modules": _list(_text(r"[A-Za-z0-9_][\w./+:=@-]*", 'a module, such as "cuda/12.2"')),
@@ -216,8 +215,6 @@ def check_fields(executor: SlurmExecutor) -> None:
     check_environment("env_vars", executor.env_vars)
     check_options("srun_args", executor.srun_args)
     check_options("sbatch_args", executor.sbatch_args)
-    if executor.ssh_config is not None and not Path(executor.ssh_config).expanduser().is_file():
-        raise ConfigError(f"ssh_config: there is no file {executor.ssh_config!r} on this machine")
     _check_together(executor)
 
 

@@ -48,7 +48,6 @@ BAD: list[tuple[str, Any]] = [
     *(("tunnel", value) for value in ("", "a b", "-oProxyCommand=x", 3, None)),
     *(("job_dir", value) for value in ("", "nemorun", "~/a\nb", 3, None)),
     *(("venv", value) for value in ("", "venv", "/a\nb", 3)),
-    ("ssh_config", "/no/such/file"),
     *(("modules", [value]) for value in ("", "cuda 12", "-x", "a;b", "$(x)")),
     *(
         ("container_mounts", [value])
