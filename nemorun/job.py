@@ -37,6 +37,9 @@ class Reason(str, Enum):
     RESOURCES = "waiting for resources"
     BACKOFF = "waiting before the next attempt"
     HELD = "held"
+    SUSPENDED = "suspended"
+    QUOTA = "over quota"
+    IMAGE = "its image cannot be had"
     NEVER = "cannot start as it is"
     # ended
     EXIT_CODE = "non-zero exit code"
@@ -44,6 +47,7 @@ class Reason(str, Enum):
     OUT_OF_MEMORY = "out of memory"
     TIMEOUT = "time limit reached"
     PREEMPTED = "preempted"
+    EVICTED = "evicted"
     NODE_FAILURE = "node failure"
     DEPENDENCY_FAILED = "a dependency failed"
     CANCELLED = "cancelled"
