@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
-from nemorun.errors import ConfigError, SubmitUnclear
+from nemorun.errors import SubmitUnclear
+from nemorun.executors.kubernetes.login import load_configuration, usual_namespace
 from nemorun.executors.kubernetes.refusals import (
     AlreadyExists,
     ApiError,
@@ -67,12 +68,6 @@ def path_of(api_version: str, kind: str, namespace: str | None, name: str = "") 
     return f"{root}{inside}/{PLURALS[kind]}" + (f"/{name}" if name else "")
 
 
-def path_to(manifest: Object) -> str:
-    """Where this object is."""
-    metadata = manifest["metadata"]
-    return path_of(manifest["apiVersion"], manifest["kind"], metadata["namespace"], metadata["name"])
-
-
 def api_of(executor: KubernetesExecutor) -> Api:
     """The API server of the executor's place: one object and one set of connections for each in a process."""
     files = executor.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
@@ -87,11 +82,11 @@ def api_of(executor: KubernetesExecutor) -> Api:
 class Api:
     """Calls to one API server, for one namespace. Connects when it is first used."""
 
-    def __init__(self, files: str, context: str | None, namespace: str, named: bool = True) -> None:
-        self.namespace = namespace
+    def __init__(self, files: str, context: str | None, namespace: str | None, named: bool = True) -> None:
         self.calls = 0
         """Requests sent so far, the repeated ones too."""
         self._files, self._context, self._named = files, context, named
+        self._namespace = namespace
         self._configuration: Any = None
         self._pool: Any = None
         self._connecting = threading.Lock()
@@ -102,8 +97,16 @@ class Api:
         """The official client's `Configuration`: server, certificates, proxy, and how to log in."""
         with self._connecting:
             if self._configuration is None:
-                self._configuration = _configuration(self._files, self._context, self._named)
+                self._configuration = load_configuration(self._files, self._context, self._named)
             return self._configuration
+
+    @property
+    def namespace(self) -> str:
+        """The executor's; by default the context's, or the pod's own."""
+        if self._namespace is None:
+            assert self.configuration  # first: it says what is wrong with the file
+            self._namespace = usual_namespace(self._files, self._context)
+        return self._namespace
 
     @property
     def server(self) -> str:
@@ -117,6 +120,10 @@ class Api:
     def path(self, kind: str, name: str = "", api_version: str = "v1") -> str:
         """A path in the executor's namespace."""
         return path_of(api_version, kind, self.namespace, name)
+
+    def path_to(self, manifest: Object) -> str:
+        """Where this object is, or is to be."""
+        return self.path(manifest["kind"], manifest["metadata"]["name"], manifest["apiVersion"])
 
     # ---- one object, or a list of them
 
@@ -135,7 +142,7 @@ class Api:
 
         Raises SubmitUnclear where the connection was lost in the middle and did not come back.
         """
-        path = path_to(manifest)
+        path = self.path_to(manifest)
         collection = path.rpartition("/")[0]
         give_up = time.monotonic() + PATIENCE
         while True:
@@ -149,8 +156,8 @@ class Api:
                 found = self.find(path)
             except ApiError as error:
                 raise SubmitUnclear(
-                    f"{manifest['kind']} '{manifest['metadata']['name']}' may have been created or not: {problem}; "
-                    f"and it cannot be looked for: {error}"
+                    f"{manifest['kind']} '{manifest['metadata']['name']}' may have been created or not: "
+                    f"{problem}; and it cannot be looked for: {error}"
                 ) from None
             if found is not None:
                 return found
@@ -159,7 +166,7 @@ class Api:
 
     def dry_run(self, manifest: Object) -> Object:
         """What the server would make of it, with all its checks and defaults; nothing is created."""
-        return self.call("POST", path_to(manifest).rpartition("/")[0], manifest, query={"dryRun": "All"})
+        return self.call("POST", self.path_to(manifest).rpartition("/")[0], manifest, query={"dryRun": "All"})
 
     def patch(self, path: str, change: Object) -> Object:
         """Merge into an object: lists are replaced, None removes."""
@@ -178,14 +185,15 @@ class Api:
 
     def text(self, path: str, **query: str | int) -> str:
         """An answer that is no JSON, such as a log."""
-        return self._patient("GET", path, None, query, once=False).decode(errors="replace")
+        return cast("bytes", self._patient("GET", path, None, query, once=False)).decode(errors="replace")
 
     def open(self, path: str, *, silence: float | None = None, **query: str | int) -> BaseHTTPResponse:
         """An answer that comes in pieces (a watch, a followed log), to be read and closed by the caller.
 
         `silence`: seconds without a byte after which reading raises urllib3's ReadTimeoutError.
         """
-        return self._patient("GET", path, None, query, once=False, stream=True, silence=silence)
+        answer = self._patient("GET", path, None, query, once=False, stream=True, silence=silence)
+        return cast("BaseHTTPResponse", answer)
 
     # ---- any call
 
@@ -291,29 +299,3 @@ class Api:
 
                 self._pool = RESTClientObject(configuration).pool_manager
             return self._pool
-
-
-def _configuration(files: str, context: str | None, named: bool) -> Any:
-    """From the kubeconfig, or inside of a cluster from the service account."""
-    try:
-        from kubernetes.client import Configuration
-        from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
-    except ImportError as error:
-        raise ConfigError(
-            f"the package 'kubernetes' cannot be used ({error}); pip install kubernetes"
-        ) from None
-
-    configuration = Configuration()
-    there = any(Path(one).is_file() for one in files.split(os.pathsep))
-    try:
-        if there or named or "KUBERNETES_SERVICE_HOST" not in os.environ:
-            if not there:
-                raise ConfigError(
-                    f"kubeconfig: there is no file {files}; set the executor's 'kubeconfig' or $KUBECONFIG to one"
-                )
-            load_kube_config(files, context, configuration, persist_config=False)
-        else:
-            load_incluster_config(configuration)
-    except (ConfigException, OSError, ValueError) as error:
-        raise ConfigError(f"kubeconfig: {files} cannot be used: {error}") from None
-    return configuration
