@@ -226,7 +226,7 @@ case $nr_past in
             *"JOB REQUEUE"*) ;;
             *) nr_nodes=$(nr_failed_nodes "$nr_attempt") ;;
         esac
-        [ -z "$nr_nodes" ] || nr_why=node-failure
+        [ -z "$nr_nodes" ] || nr_why='node-failure'
         nr_note lost "$nr_attempt" "$nr_why" "${nr_nodes:--}"
         if [ "$(nr_interruptions)" -gt "$nr_most_interruptions" ]; then
             nr_end "$nr_why" 1
