@@ -14,7 +14,7 @@ import pytest
 from nemorun.executors.slurm import SlurmExecutor
 from nemorun.executors.slurm.cluster import Cluster, cluster_of
 from nemorun.executors.slurm.paths import remote_experiment_dir
-from nemorun.job import JobRef, JobSpec, JobStatus, Resources
+from nemorun.job import JobRef, JobSpec, JobStatus
 from tests.slurm_rig import Rig, eventually
 
 #: Seconds after which a test gives up on what must happen.
@@ -73,7 +73,7 @@ class SlurmBench:
         if yaml is not None:
             (run_dir / "task.yaml").write_text(yaml, encoding="utf-8")
             fields["task"] = str(run_dir / "task.yaml")
-        fields = {"resources": Resources(), "cwd": str(self.folder), **fields}
+        fields = {"resources": self.executor.resources(None), "cwd": str(self.folder), **fields}
         job = JobSpec(name=name, token=f"{self.id}.{name}", run_dir=str(run_dir), **fields)
         self.jobs.append(job)
         return self.ref(name)
