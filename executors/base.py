@@ -80,6 +80,10 @@ class Executor(ABC):
     def check_job(self, job: JobSpec) -> None:
         """Check one job against the fields and what is there, before anything is sent. Raises ConfigError."""
 
+    def warnings(self) -> list[str]:
+        """What is allowed and yet may not be meant, a sentence each."""
+        return []
+
     @abstractmethod
     def resources(self, wanted: Resources | None) -> Resources:
         """The job's resources: the executor's fields if set, else what the task wants, else one process.

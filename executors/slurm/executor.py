@@ -137,6 +137,15 @@ class SlurmExecutor(Executor):
 
         check_job(self, job)
 
+    def warnings(self) -> list[str]:
+        from nemorun.executors.times import time_limit
+
+        if self.time is None or time_limit(self.time) is not None:
+            return []
+        return [
+            f"time={self.time}: a job without a limit fits no gap of Slurm's backfill, so it waits longer"
+        ]
+
     def resources(self, wanted: Resources | None) -> Resources:
         from nemorun.executors.slurm.jobs import resources
 
@@ -186,3 +195,23 @@ class SlurmExecutor(Executor):
         from nemorun.executors.slurm.checks import check
 
         return check(self)
+
+    def shell(self, rendered: Rendered, secrets: Mapping[str, str]) -> int:
+        from nemorun.executors.slurm.interactive import shell
+
+        return shell(self, rendered, secrets)
+
+    def debug(self, rendered: Rendered, secrets: Mapping[str, str], again: str) -> int:
+        from nemorun.executors.slurm.interactive import debug
+
+        return debug(self, rendered, secrets, again)
+
+    def release(self, token: str) -> list[str]:
+        from nemorun.executors.slurm.interactive import release
+
+        return release(self, token)
+
+    def attach(self, ref: JobRef, job: JobSpec, rank: int) -> int:
+        from nemorun.executors.slurm.interactive import attach
+
+        return attach(self, ref, job, rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemorun.errors import ConfigError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 def check_job(executor: SlurmExecutor, job: JobSpec) -> None:
     """Raises ConfigError where a job cannot run with these fields."""
+    # not with the fields' own checks: a script that is loaded again inside its task makes its executor there
+    if executor.ssh_config is not None and not Path(executor.ssh_config).expanduser().is_file():
+        raise ConfigError(f"ssh_config: there is no file {executor.ssh_config!r} on this machine")
     task, wanted = f"task '{job.name}'", job.resources
     check_environment(f"env of {task}", job.env)
     for name in job.secrets:

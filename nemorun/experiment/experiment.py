@@ -158,7 +158,13 @@ class Experiment:
 
     def dry_run(self, sequential: bool = False) -> str:
         """Check everything and return exactly what `run` would submit. Nothing is written."""
-        return self._plan(sequential, keep_code=False).text()
+        plan = self._plan(sequential, keep_code=False)
+        plan.warn()
+        return plan.text()
+
+    def plan(self, experiment_id: str, folder: Path) -> Plan:
+        """Check everything and freeze the code, for a sitting that is not recorded: its id and folder."""
+        return Plan(experiment_id, self.name, folder, **self._contents(sequential=False, keep_code=True))
 
     def _launch(self, plan: Plan, detach: bool, follow: bool) -> Result:
         shown = False

@@ -80,6 +80,13 @@ class Plan:
             rendered = executor.render([task.spec for task in group], own)
             self.submissions.append(Submission(executor, group, rendered, _secrets(group)))
 
+    def warn(self) -> None:
+        """Tell the user what is allowed and yet may not be meant."""
+        warnings = [warning for archive in self.archives for warning in archive.warnings]
+        warnings += [warning for task in self.tasks for warning in task.executor.warnings()]
+        for warning in dict.fromkeys(warnings):
+            print(f"warning: {warning}", file=sys.stderr)
+
     def text(self) -> str:
         """Exactly what will be sent."""
         return "\n".join(submission.rendered.text for submission in self.submissions)
@@ -89,9 +96,7 @@ class Plan:
 
         Raises StoreError where the record cannot be written, and then nothing of it stays; SubmitError.
         """
-        for archive in self.archives:
-            for warning in archive.warnings:
-                print(f"warning: {warning}", file=sys.stderr)
+        self.warn()
         with self._recorded() as entry:
             for number, submission in enumerate(self.submissions):
                 try:
