@@ -1,0 +1,272 @@
+"""What became of a task: from its Job (PyTorchJob, JobSet, TrainJob), its pods and events to one status. Pure.
+
+The workload's own conditions say that it has ended, its pods say why. One that is not there any more is never
+taken for succeeded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from nemorun.executors.kubernetes.attempts import Attempt
+from nemorun.executors.kubernetes.reasons import (
+    Object,
+    code_in_words,
+    condition,
+    container_status,
+    failure,
+    node_of,
+    timestamp,
+    waiting,
+    without_pods,
+)
+from nemorun.job import JobState, JobStatus, Reason
+
+#: Seconds after which what left no trace on the cluster was surely not submitted.
+SUBMISSION_LAG = 120.0
+#: Seconds for which a workload that was seen to run may go unseen, and still be known to have been deleted.
+JUST_SEEN = 60.0
+
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+_SUCCEEDED = ("Complete", "Completed", "Succeeded")
+#: Ends that follow from another's.
+_CONSEQUENCES = (137, 143)
+
+
+@dataclass
+class Evidence:
+    """All that is known of a task."""
+
+    now: float
+    handle: str | None = None
+    """`kind/namespace/name`."""
+    workload: Object | None = None
+    pods: Sequence[Object] = ()
+    events: Sequence[Object] = ()
+    """Of the workload and its pods, the latest first."""
+    attempts: Sequence[Attempt] = ()
+    cancelled: bool = False
+    """Its cancellation was ordered here."""
+    submitting: bool = False
+    """It is, or may be, just being submitted."""
+    seen_at: float | None = None
+    """When this process last saw it not ended."""
+    about: dict[str, list[Object]] = field(init=False)
+    """The events by the name of what they are about."""
+
+    def __post_init__(self) -> None:
+        self.about = {}
+        for event in self.events:
+            name = event.get("involvedObject", {}).get("name", "")
+            self.about.setdefault(name, []).append(event)
+
+
+def status(seen: Evidence) -> JobStatus:
+    """The table. The first line that applies is the answer."""
+    if seen.workload is None:
+        return _gone(seen)
+    succeeded = _finished(seen.workload, _SUCCEEDED)
+    failed = _finished(seen.workload, ("Failed",))
+    if succeeded:
+        return _now(seen, JobState.SUCCEEDED, code=0, ended_at=_end(seen.workload, succeeded))
+    if failed and seen.cancelled:  # what is told to stop while it is deleted may end as failed first
+        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, ended_at=_end(seen.workload, failed))
+    if failed:
+        return _failed(seen, failed)
+    if seen.cancelled or seen.workload["metadata"].get("deletionTimestamp"):
+        return _now(seen, JobState.RUNNING, message="it is being deleted")
+    if is_suspended(seen.workload):
+        return _suspended(seen, seen.workload)
+    return _active(seen, seen.workload)
+
+
+def is_over(workload: Object) -> bool:
+    return bool(_finished(workload, (*_SUCCEEDED, "Failed")))
+
+
+def _finished(workload: Object, kinds: Iterable[str]) -> Object:
+    return next((found for kind in kinds if (found := condition(workload, kind))), {})
+
+
+def _end(workload: Object, finished: Object) -> float | None:
+    return timestamp(workload.get("status", {}).get("completionTime") or finished.get("lastTransitionTime"))
+
+
+def pods_wanted(workload: Object) -> int:
+    """How many pods run at once when all do."""
+    spec = workload.get("spec", {})
+    if replicas := spec.get("pytorchReplicaSpecs"):
+        return sum(int(one.get("replicas", 1)) for one in replicas.values())
+    if jobs := spec.get("replicatedJobs"):
+        each = (
+            (one.get("replicas", 1), one["template"].get("spec", {}).get("parallelism", 1)) for one in jobs
+        )
+        return sum(int(replicas) * int(pods) for replicas, pods in each)
+    if "runtimeRef" in spec or "trainer" in spec:
+        return int((spec.get("trainer") or {}).get("numNodes") or 1)
+    return int(spec.get("parallelism") or 1)
+
+
+def is_suspended(workload: Object) -> bool:
+    spec = workload.get("spec", {})
+    return bool(spec.get("suspend") or (spec.get("runPolicy") or {}).get("suspend"))
+
+
+def _now(
+    seen: Evidence,
+    state: JobState,
+    reason: Reason = Reason.NONE,
+    message: str = "",
+    *,
+    code: int | None = None,
+    ended_at: float | None = None,
+) -> JobStatus:
+    """A status with what is known of attempts."""
+    number = max((one.number for one in seen.attempts), default=0)
+    started = min((one.started_at for one in seen.attempts if one.started_at), default=None)
+    return JobStatus(state, reason, message, code, number, started, ended_at)
+
+
+def _gone(seen: Evidence) -> JobStatus:
+    last = max((one.ended_at for one in seen.attempts if one.ended_at), default=None)
+    if seen.cancelled:
+        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, ended_at=last or seen.now)
+    if seen.seen_at is not None and seen.now - seen.seen_at <= JUST_SEEN:
+        words = f"{seen.handle or 'its workload'} was deleted, and not by nemorun"
+        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, words, ended_at=last or seen.now)
+    if seen.submitting:
+        return _now(seen, JobState.PENDING, message="it is being submitted")
+    if seen.handle or seen.attempts:
+        words = (
+            f"the cluster has no {seen.handle or 'workload of it'} any more: it was deleted, or its "
+            "ttl_after_finished is over; how it ended is not known"
+        )
+        return _now(seen, JobState.UNKNOWN, message=words)
+    words = "it never reached the cluster; submit it anew"
+    return _now(seen, JobState.FAILED, Reason.NOT_SUBMITTED, words, ended_at=seen.now)
+
+
+def _failed(seen: Evidence, failed: Object) -> JobStatus:
+    assert seen.workload is not None
+    at = _end(seen.workload, failed)
+    said = " ".join(str(failed.get("message") or "").split())
+    if "deadline" in f"{failed.get('reason')} {said}".lower():
+        words = f"{said[:1].lower()}{said[1:]}; ask for more with active_deadline"
+        return _now(seen, JobState.FAILED, Reason.TIMEOUT, words, ended_at=at)
+    culprit = first_failed(seen.attempts)
+    if culprit is None:
+        return _now(seen, JobState.FAILED, Reason.EXIT_CODE, said, ended_at=at)
+    return _now(seen, JobState.FAILED, culprit.reason, in_words(culprit), code=culprit.code, ended_at=at)
+
+
+def first_failed(attempts: Sequence[Attempt]) -> Attempt | None:
+    """Of the last attempt that failed: the pod that failed first, and not because another one had."""
+    ends = [one for one in attempts if one.over and one.reason is not Reason.NONE]
+    if not ends:
+        return None
+    last = max(one.number for one in ends)
+    # a pod that failed is replaced alone: of the others an earlier attempt is the last one
+    ends = [one for one in ends if one.number == last]
+    own = [one for one in ends if one.code is not None and one.code not in _CONSEQUENCES]
+    own += [one for one in ends if one.reason is Reason.OUT_OF_MEMORY]
+    return min(own or ends, key=lambda one: one.ended_at or float("inf"))
+
+
+def in_words(one: Attempt) -> str:
+    """`rank 3 on dgx-007: ValueError: …`, or `pod train-x-0-abcde on dgx-007 ended with 3: …`."""
+    note = failure(one.note)
+    where = f" on {one.node}" if one.node else ""
+    if "error" in note and "rank" in note and one.reason in (Reason.EXIT_CODE, Reason.SIGNAL):
+        return f"rank {note['rank']}{where}: {note['error']}"
+    told = f": {one.words}" if one.words else ""
+    if one.reason in (Reason.EXIT_CODE, Reason.SIGNAL) and one.code is not None:
+        return f"pod {one.pod}{where} ended with {code_in_words(one.code)}{told}"
+    return f"pod {one.pod}{where}{told}"
+
+
+def _suspended(seen: Evidence, workload: Object) -> JobStatus:
+    queue = (workload["metadata"].get("labels") or {}).get(_QUEUE_LABEL)
+    if queue:
+        told = next((event.get("message", "") for event in _own_events(seen) if _is_kueue(event)), "")
+        words = f"in queue '{queue}' of Kueue" + (f": {' '.join(told.split())}" if told else "")
+        return _now(seen, JobState.PENDING, Reason.RESOURCES, words)
+    words = f"{seen.handle or workload['metadata']['name']} starts when its `suspend` is set to false"
+    return _now(seen, JobState.PENDING, Reason.SUSPENDED, words)
+
+
+def _is_kueue(event: Object) -> bool:
+    return "kueue" in str(event.get("source", {}).get("component") or event.get("reportingComponent"))
+
+
+def _own_events(seen: Evidence) -> list[Object]:
+    assert seen.workload is not None
+    return seen.about.get(seen.workload["metadata"]["name"], [])
+
+
+def _active(seen: Evidence, workload: Object) -> JobStatus:
+    wanted = pods_wanted(workload)
+    current = [pod for pod in seen.pods if pod.get("status", {}).get("phase") not in ("Failed", "Succeeded")]
+    running = [pod for pod in current if "running" in (container_status(pod).get("state") or {})]
+    done = sum(pod.get("status", {}).get("phase") == "Succeeded" for pod in seen.pods)
+    if len(running) + done >= wanted and running:
+        return _now(seen, JobState.RUNNING, message=_on(running))
+    if done >= wanted:
+        return _now(seen, JobState.RUNNING, message="its pods have succeeded")
+    before = _before(seen)
+    reason, words = _why_waiting(seen, current, wanted)
+    if running:
+        words = f"{len(running)} of {wanted} pods run" + (f"; {words}" if words else "")
+    if before and reason in (Reason.NONE, Reason.BACKOFF):
+        reason = Reason.BACKOFF
+    return _now(seen, JobState.PENDING, reason, "; ".join(filter(None, [before, words])))
+
+
+def _on(running: Sequence[Object]) -> str:
+    nodes = sorted({node_of(pod) for pod in running if node_of(pod)})
+    ending = "ending " if all(pod["metadata"].get("deletionTimestamp") for pod in running) else ""
+    return f"{ending}on {', '.join(nodes)}" if len(nodes) <= 4 else f"{ending}on {len(nodes)} nodes"
+
+
+def _why_waiting(seen: Evidence, current: Sequence[Object], wanted: int) -> tuple[Reason, str]:
+    """What holds up the most pods."""
+    whys: Counter[tuple[Reason, str]] = Counter()
+    for pod in current:
+        if why := waiting(pod, seen.about.get(pod["metadata"]["name"], ())):
+            whys[why] += 1
+    if whys:
+        (reason, words), pods = whys.most_common(1)[0]
+        many = f"{pods} of {wanted} pods " + ("waits: " if pods == 1 else "wait: ")
+        return reason, words if wanted == 1 else many + words
+    if len(current) < wanted and (refused := without_pods(_own_events(seen))):
+        return refused
+    on_way = [pod for pod in current if "running" not in (container_status(pod).get("state") or {})]
+    starting = sorted({node_of(pod) for pod in on_way if node_of(pod)})
+    if starting and len(starting) <= 4:
+        return Reason.NONE, f"starting on {', '.join(starting)}"
+    return Reason.NONE, f"starting on {len(starting)} nodes" if starting else ""
+
+
+def _before(seen: Evidence) -> str:
+    """Why it waits again, after it ran."""
+    ends = [one for one in seen.attempts if one.over and one.reason is not Reason.NONE]
+    again = {
+        pod["metadata"]["uid"]
+        for pod in seen.pods
+        if ended(pod) is None and container_status(pod).get("state")
+    }
+    going = {one.index for one in seen.attempts if not one.over and one.uid in again}
+    ends = [one for one in ends if one.index not in going]
+    culprit = first_failed(ends)
+    if culprit is None:
+        return ""
+    how = {
+        Reason.PREEMPTED: "was preempted",
+        Reason.EVICTED: "was evicted",
+        Reason.OUT_OF_MEMORY: "ran out of memory",
+        Reason.NODE_FAILURE: "lost its node",
+        Reason.TIMEOUT: "reached its time limit",
+    }.get(culprit.reason, f"ended with {code_in_words(culprit.code)}")
+    where = f" on {culprit.node}" if culprit.node else ""
+    return f"attempt {culprit.number} {how}{where}"
