@@ -1,4 +1,4 @@
-"""What became of a task: from its Job (PyTorchJob, JobSet, TrainJob), its pods and events to one status. Pure.
+"""What became of a task: from its Job (or PyTorchJob, JobSet ...), its pods and events to one status. Pure.
 
 The workload's own conditions say that it has ended, its pods say why. One that is not there any more is never
 taken for succeeded.
@@ -251,14 +251,8 @@ def _why_waiting(seen: Evidence, current: Sequence[Object], wanted: int) -> tupl
 def _before(seen: Evidence) -> str:
     """Why it waits again, after it ran."""
     ends = [one for one in seen.attempts if one.over and one.reason is not Reason.NONE]
-    again = {
-        pod["metadata"]["uid"]
-        for pod in seen.pods
-        if ended(pod) is None and container_status(pod).get("state")
-    }
-    going = {one.index for one in seen.attempts if not one.over and one.uid in again}
-    ends = [one for one in ends if one.index not in going]
-    culprit = first_failed(ends)
+    going = {one.index for one in seen.attempts if not one.over}
+    culprit = first_failed([one for one in ends if one.index not in going])
     if culprit is None:
         return ""
     how = {
