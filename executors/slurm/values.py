@@ -79,7 +79,7 @@ def _parsed_time(value: str | int) -> bool:
         time_limit(value)
     except ConfigError:
         return False
-    return True
+    return not re.search(r"\s", str(value))
 
 
 def _memory(least: int) -> Check:

@@ -27,7 +27,10 @@ BAD: list[tuple[str, Any]] = [
     *((name, value) for name in LISTS for value in ("text", {"a": 1}, 3, None, [3])),
     *(("gpus_per_node", value) for value in (-1, True, "8")),
     *(("retries", value) for value in (-1, True, "1", None)),
-    *(("time", value) for value in ("banana", -3, 0, "1:2:3:4", True, 1.5, "", "1:00:00\n#SBATCH --x")),
+    *(
+        ("time", value)
+        for value in ("banana", -3, 0, "1:2:3:4", True, 1.5, "", "1:00:00\n#SBATCH --x", "30\n")
+    ),
     *(("mem", value) for value in ("64X", "64GB", "-1", -1, "", "6.5G", True, "64 G", 1.5)),
     *(("mem_per_gpu", value) for value in (0, "0", "80X")),
     *(("exclusive", value) for value in ("yes", 1, "False", None)),
@@ -35,7 +38,7 @@ BAD: list[tuple[str, Any]] = [
     *(("dependency", value) for value in ("1234", "afterok", "afterok:x", "afterok:1,", "before:1", "after")),
     *(("dependency", value) for value in ("afterok:1,afterok:2?afterok:3", 7, "singleton:1")),
     *(("nice", value) for value in (2147483646, -2147483646, "5", True)),
-    *(("switches", value) for value in (0, "x", "1@", "1@soon", "@5", True, 1.5)),
+    *(("switches", value) for value in (0, "x", "1@", "1@soon", "@5", "1@5\n", True, 1.5)),
     *(("array", value) for value in (0, -1, "0-9", "1,2", "0-9%2", "x", "%0", 1.5, None, "")),
     *(("requeue", value) for value in (0, "yes", None)),
     *(("gres", value) for value in ("gpu:", "gpu:8,", ":8", "gpu:h100:x")),
