@@ -27,7 +27,7 @@ handles=$(echo "$tasks" | while read -r run handle id; do
         echo "$handle"
     elif [ -s "$run/unit" ]; then
         read -r unit index <"$run/unit"
-        echo "? $unit.$id $index"
+        echo "? $index $unit.$id $(cd "${run%/tasks/*}" && pwd -P)"
     fi
 done)
 [ -n "$handles" ] || exit 0
@@ -37,11 +37,15 @@ while :; do
     : >"$said"
     ids=$(echo "$handles" | grep -v '^?')
     if names=$(echo "$handles" | grep '^?'); then
-        # sbatch was never heard to answer: its job is found by its name
-        queue=$(squeue --noheader --user="$(id -un)" --format='%i %j' 2>>"$said")
-        ids="$ids $(echo "$names" | while read -r _ name index; do
-            echo "$queue" | awk -v name="$name" -v index_="$index" '$2 == name {
-                sub(/[_+].*/, "", $1); print (index_ == "-" ? $1 : $1 "_" index_) }' | sort -u
+        # sbatch was never heard to answer: its job is found by its name and folder, and is no other task's
+        queue=$(squeue --noheader --user="$(id -un)" --format='%i %j %Z' 2>>"$said")
+        ids="$ids $(echo "$names" | while read -r _ index name; do
+            echo "$queue" | awk -v rest=" $name" -v element="${index#-}" '
+                substr($0, length($1) + 1) == rest {
+                    sub(/[_+].*/, "", $1); print (element == "" ? $1 : $1 "_" element) }' | sort -u |
+                while read -r found; do
+                    grep -qxE "${found%_*}(_[0-9]+)?" "${name#* }"/tasks/*/job 2>/dev/null || echo "$found"
+                done
         done)"
     fi
     # shellcheck disable=SC2086 # words

@@ -20,8 +20,8 @@ from nemorun.remote.errors import ConnectionLost, RemoteError
 if TYPE_CHECKING:
     from nemorun.executors.slurm.executor import SlurmExecutor
 
-#: Exit codes of our scripts: slurmctld did not answer; no Slurm, or a variable of job_dir is not set.
-NO_ANSWER, NOT_SET, NO_SLURM = 98, 96, 97
+#: Exit codes of our scripts: Slurm did not answer; nor when it was asked what an earlier call had done.
+NO_ANSWER, UNCLEAR = 98, 92
 
 
 def submit(executor: SlurmExecutor, rendered: Rendered, secrets: Mapping[str, str]) -> dict[str, str]:
@@ -119,6 +119,8 @@ def _send(cluster: Cluster, payload: Payload, facts: Facts) -> dict[str, str]:
             raise SubmitUnclear(
                 f"{error} The next look at experiment {payload.id} finds what became of it"
             ) from error
+        if done.returncode == UNCLEAR:
+            raise SubmitUnclear(f"{cluster.name}: Slurm does not tell what it has taken: {_said(done)}")
         if done.returncode:
             raise SubmitError(f"{cluster.name}: {_said(done)}; nothing was submitted")
         first, *lines = done.stdout.splitlines()

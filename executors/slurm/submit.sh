@@ -76,16 +76,27 @@ tasks_of() { # UNIT OFFSET COUNT
     if [ "$3" = - ]; then echo "$1"; else sed -n "$(($2 + 1)),$(($2 + $3))p" "$1.tasks"; fi
 }
 
-# Sets `id` to a job of this name that no task has: one whose sbatch was never heard to answer.
+# Sets `id` to a job of this name and folder that no task has: one whose sbatch was never heard to answer.
 look_up() { # NAME
     id=
-    queue=$(squeue --noheader --states=all --user="$(id -un)" --format='%i %j' 2>"$in/said") || return
+    queue=$(squeue --noheader --states=all --user="$(id -un)" --format='%i %j %Z' 2>"$in/said") || return
     past=$(timeout 20 sacct --noheader --allocations --parsable2 --starttime=now-14days --name="$1" \
-        --format=JobID,JobName 2>/dev/null | tr '|' ' ')
+        --format=JobID,JobName,WorkDir 2>/dev/null | tr '|' ' ')
     # elements of an array and components of a heterogeneous job are its parts: 12_3, 12+1
-    for found in $(printf '%s\n%s\n' "$queue" "$past" |
-        awk -v name="$1" '$2 == name { sub(/[_+].*/, "", $1); print $1 }' | sort -nu); do
+    for found in $(printf '%s\n%s\n' "$queue" "$past" | awk -v rest=" $1 $(pwd -P)" '
+        substr($0, length($1) + 1) == rest { sub(/[_+].*/, "", $1); print $1 }' | sort -nu); do
         grep -qxE "$found(_[0-9]+)?" tasks/*/job 2>/dev/null || { id=$found; return 0; }
+    done
+}
+
+# The same, tried for two minutes where Slurm does not answer. Nothing may be submitted without having looked.
+pause=1
+look_up_patiently() { # NAME
+    until look_up "$1"; do
+        [ "$pause" -le 32 ] || return
+        [ -z "$lock" ] || touch "$lock"
+        sleep "$pause"
+        pause=$((pause * 2))
     done
 }
 
@@ -107,21 +118,22 @@ give_up() { # WHY
     exit 0
 }
 
-# Sets `id`, or ends this script. Between two attempts it looks whether the former one did it after all.
+# Sets `id`; fails where sbatch refuses. An sbatch that failed for another reason may have done it after all.
 call_sbatch() { # NAME SBATCH-WORDS...
     job_name=$1
     shift
     pause=1
-    until id=$(env -i HOME="$HOME" USER="$(id -un)" LOGNAME="$(id -un)" SHELL="${SHELL:-/bin/bash}" PATH="$PATH" \
-        ${LANG:+"LANG=$LANG"} ${LC_ALL:+"LC_ALL=$LC_ALL"} ${SLURM_CONF:+"SLURM_CONF=$SLURM_CONF"} \
-        sbatch --parsable "$@" 2>"$in/said" </dev/null 9>&-); do
-        transient || return 1
+    while :; do
+        id=$(env -i HOME="$HOME" USER="$(id -un)" LOGNAME="$(id -un)" SHELL="${SHELL:-/bin/bash}" PATH="$PATH" \
+            ${LANG:+"LANG=$LANG"} ${LC_ALL:+"LC_ALL=$LC_ALL"} ${SLURM_CONF:+"SLURM_CONF=$SLURM_CONF"} \
+            sbatch --parsable "$@" 2>"$in/said" </dev/null 9>&-) && break
+        transient || return
         [ "$pause" -le 32 ] || give_up unavailable
-        [ -z "$lock" ] || touch "$lock"
+        doubtful=yes
         sleep "$pause"
         pause=$((pause * 2))
-        doubtful=yes
-        if look_up "$job_name" && [ -n "$id" ]; then return 0; fi
+        look_up_patiently "$job_name" || give_up unavailable
+        [ -z "$id" ] || break
     done
     id=${id%%;*}
 }
@@ -133,7 +145,10 @@ submit() { # UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES
         read -r id <"tasks/$first/job"
         id=${id%_*}
     elif [ -n "$repeated" ]; then
-        look_up "$1.$ID" || give_up unavailable
+        look_up_patiently "$1.$ID" || {
+            cat "$in/said" >&2
+            exit 92 # what was submitted before may run, and is left alone
+        }
     fi
     if [ -z "$id" ]; then
         if [ "$3" = - ] && [ -e "tasks/$1/cancelled" ]; then return; fi

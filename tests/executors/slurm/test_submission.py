@@ -254,6 +254,33 @@ def test_an_sbatch_that_fails_for_a_moment_is_called_again(
     assert list(later.queued()) == [handles["a"]]
 
 
+def test_who_cannot_look_what_was_submitted_leaves_it_alone(
+    later: SlurmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later.add("a", command=("true",))
+    handles = later.submit()
+    (later.remote() / "answer").unlink()
+    (later.run_dir("a") / "job").unlink()
+    with_programs(later, monkeypatch, squeue="echo 'Unable to contact' >&2; exit 1", sleep="")
+    with pytest.raises(SubmitUnclear, match="Unable to contact"):
+        later.submit()
+    assert list(later.queued()) == [handles["a"]]
+    assert not (later.run_dir("a") / "cancelled").exists()
+
+
+def test_a_controller_that_stays_away_submits_nothing(
+    later: SlurmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later.add("a", command=("true",), secrets=("KEY",))
+    away = "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    with_programs(later, monkeypatch, sbatch=away, sleep="")
+    for _ in range(2):
+        with pytest.raises(SubmitError, match=r"did not answer.*cancelled"):
+            later.submit({"KEY": "x"})
+    assert (later.run_dir("a") / "cancelled").exists()  # should it come to be after all
+    assert not (later.run_dir("a") / "secrets").exists()
+
+
 def test_a_refusal_takes_back_what_was_submitted(later: SlurmBench) -> None:
     later.add("good", command=("true",), secrets=("KEY",))
     later.add("bad", command=("true",), dependencies=("good",))
