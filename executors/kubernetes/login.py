@@ -1,4 +1,4 @@
-"""Where the API server is and how to log in: from a kubeconfig, or inside of a cluster from the service account."""
+"""Where the API server is and how to log in: from a kubeconfig, or in a cluster from the service account."""
 
 from __future__ import annotations
 

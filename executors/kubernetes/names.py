@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import PurePath
 
-from nemorun.job import JobSpec
+from nemorun.job import JobRef, JobSpec
 
 #: A workload's name: with `-worker-999` or the like behind it, it must be a host name of 63 characters.
 LONGEST = 52
@@ -34,7 +34,7 @@ def object_name(token: str) -> str:
     return f"{slug(task_name(token), LONGEST - len(experiment) - 1)}-{experiment}"
 
 
-def parent_name(job: JobSpec) -> str:
+def parent_name(job: JobSpec | JobRef) -> str:
     """Of the ConfigMap that owns all else of a submission: `<experiment>-<id>`, of a second group `-2`."""
     experiment = experiment_id(job.token)
     folder = experiment_folder(job)
@@ -43,7 +43,7 @@ def parent_name(job: JobSpec) -> str:
     return f"{name}-{experiment}" + (f"-{group[1]}" if group else "")
 
 
-def experiment_folder(job: JobSpec) -> str:
+def experiment_folder(job: JobSpec | JobRef) -> str:
     """`<experiment>-<id>` as it is called on the launching machine."""
     suffix = f"-{experiment_id(job.token)}"
     return next(part for part in reversed(PurePath(job.run_dir).parts) if part.endswith(suffix))
