@@ -157,7 +157,7 @@ def control_text(lines: Iterable[str]) -> list[Row]:
 def queue_json(text: str) -> list[Row]:
     """`squeue --json`, the same for all data parsers from openapi/v0.0.37 (21.08) to v0.0.42 (24.11)."""
     rows: list[Row] = []
-    for job in json.loads(text)["jobs"]:
+    for job in _jobs(text):
         number = raw = str(job["job_id"])
         if array := _number(job.get("array_job_id")):
             element = _number(job.get("array_task_id"))
@@ -191,7 +191,7 @@ def queue_json(text: str) -> list[Row]:
 def accounting_json(text: str) -> list[Row]:
     """`sacct --json`, the same for all data parsers from openapi/dbv0.0.37 (21.08) to v0.0.42 (24.11)."""
     rows: list[Row] = []
-    for job in json.loads(text)["jobs"]:
+    for job in _jobs(text):
         number = raw = str(job["job_id"])
         array, het = job.get("array") or {}, job.get("het") or {}
         if base := _number(array.get("job_id")):
@@ -221,6 +221,16 @@ def accounting_json(text: str) -> list[Row]:
         )
         rows += _elements(row)
     return rows
+
+
+def _jobs(text: str) -> list[dict[str, Any]]:
+    """The document's jobs. Raises ValueError where it tells an error in their place, or is no JSON."""
+    document = json.loads(text)
+    jobs: list[dict[str, Any]] = document.get("jobs") or []
+    words = [error.get("error") or error.get("description") or "" for error in document.get("errors") or ()]
+    if words and not jobs and not any("empty" in word for word in words):  # 22.05 says so of no jobs at all
+        raise ValueError("; ".join(words))
+    return jobs
 
 
 def indices(listed: str) -> Iterator[int]:

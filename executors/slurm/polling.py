@@ -139,14 +139,18 @@ def _evidence(
 ) -> Iterable[Evidence]:
     now = float(answer["T"][0])
     if asked:
-        memory.slurm = _slurm(answer, now)
+        queue, silent = _read(answer, _QUEUE, "QE")
+        memory.slurm = _Slurm(now, silent, queue={row.id: row for row in queue})
     slurm = memory.slurm
     failures, said = _words(answer, refs)
     slurm.failures |= failures
     slurm.said |= said
-    slurm.accounting |= _accounting(answer)
-    if asked:
-        slurm.unaccounted = " ".join(answer["AE"]).strip()
+    accounting, unaccounted = _read(answer, _ACCOUNTING, "AE")
+    runs: dict[str, list[Row]] = defaultdict(list)
+    for row in accounting:
+        runs[row.id].append(row)
+    slurm.accounting |= runs
+    slurm.unaccounted = unaccounted if asked else slurm.unaccounted
     users = dict(line.split(SEPARATOR) for line in answer["U"])
     journals = _numbered(answer["L"])
     for number, line in enumerate(answer["J"]):
@@ -173,17 +177,15 @@ def _evidence(
         )
 
 
-def _slurm(answer: Mapping[str, list[str]], now: float) -> _Slurm:
-    rows = [row for kind, read in _QUEUE.items() if answer[kind] for row in read(answer[kind])]
-    return _Slurm(now, " ".join(answer["QE"]).strip(), queue={row.id: row for row in rows})
-
-
-def _accounting(answer: Mapping[str, list[str]]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = defaultdict(list)
-    for kind, read in _ACCOUNTING.items():
-        for row in read(answer[kind]) if answer[kind] else ():
-            found[row.id].append(row)
-    return found
+def _read(
+    answer: Mapping[str, list[str]], readers: Mapping[str, Callable[[list[str]], list[Row]]], error: str
+) -> tuple[list[Row], str]:
+    """Rows of one of Slurm's commands, and why there are none."""
+    try:
+        rows = [row for kind, read in readers.items() if answer[kind] for row in read(answer[kind])]
+    except ValueError as problem:
+        return [], str(problem)
+    return rows, " ".join(answer[error]).strip()
 
 
 def _rows(slurm: _Slurm, handle: str, name: str, index: str) -> tuple[Row | None, list[Row], str]:

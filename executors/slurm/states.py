@@ -44,6 +44,7 @@ _ENDS = {
     "out-of-memory": (JobState.FAILED, Reason.OUT_OF_MEMORY),
     "node-failure": (JobState.FAILED, Reason.NODE_FAILURE),
     "cancelled": (JobState.CANCELLED, Reason.CANCELLED),
+    "unknown": (JobState.FAILED, Reason.PREEMPTED),
 }
 _SLURM_ENDS = {
     "COMPLETED": "succeeded",
@@ -209,7 +210,7 @@ def _before(journal: list[Event]) -> str:
     if not journal:
         return ""
     last = journal[-1]
-    if last.kind == "requeued" and last.words:
+    if last.kind in ("requeued", "lost") and last.words:
         why, code = last.words[0], last.words[1] if len(last.words) > 1 else ""
         how = {
             "preempted": "was preempted",
@@ -217,6 +218,7 @@ def _before(journal: list[Event]) -> str:
             "failed": f"ended with {code}",
             "node-failure": "lost a node",
             "out-of-memory": "ran out of memory",
+            "unknown": "was interrupted",
         }.get(why, f"ended ({why})")
         return f"attempt {last.attempt} {how}"
     return f"attempt {last.attempt} was interrupted" if last.kind == "began" else ""
