@@ -38,6 +38,12 @@ nr_slurm_log() { sed -n "/^nemorun: attempt $1 of /,\$p" "$nr_log" 2>/dev/null; 
 # there is: while a job is COMPLETING, scontrol does not tell what of.
 nr_verdict() { nr_slurm_log "$1" | grep -o '\*\*\* JOB .* CANCELLED AT .*' | tail -n 1; }
 
+# srun ends with 0 when it gave up, as it does after a node's failure: what it said counts.
+nr_gave_up() {
+    nr_slurm_log "$nr_attempt" |
+        grep -qE '^srun: (error: Node failure|Job step aborted|Force Terminated|error: Timed out waiting for job step)'
+}
+
 # The nodes of attempt $1 that failed in it, with commas: srun missed them, or they are down, or were started since.
 nr_failed_nodes() {
     local began line node=''
@@ -155,6 +161,8 @@ nr_finish() {
     if [ -z "$nr_launched" ]; then
         nr_say "the batch script ended before it had launched the task, with exit code $code"
         [ "$code" -ne 0 ] || code=1
+    elif [ "$code" -eq 0 ] && nr_gave_up; then
+        code=143
     fi
     reason=$(nr_reason "$code")
     case $reason in
