@@ -139,13 +139,13 @@ def _evidence(
 ) -> Iterable[Evidence]:
     now = float(answer["T"][0])
     if asked:
-        queue, silent = _read(answer, _QUEUE, "QE")
+        queue, silent = _read(answer, _QUEUE, "QE", "squeue")
         memory.slurm = _Slurm(now, silent, queue={row.id: row for row in queue})
     slurm = memory.slurm
     failures, said = _words(answer, refs)
     slurm.failures |= failures
     slurm.said |= said
-    accounting, unaccounted = _read(answer, _ACCOUNTING, "AE")
+    accounting, unaccounted = _read(answer, _ACCOUNTING, "AE", "sacct")
     runs: dict[str, list[Row]] = defaultdict(list)
     for row in accounting:
         runs[row.id].append(row)
@@ -157,7 +157,7 @@ def _evidence(
         _, handle, name, index, ordered, folder = line.split(SEPARATOR)
         ref = refs[number]
         queued, accounted, job = _rows(slurm, handle, name, index)
-        missing = f"there is no folder {answer['N'][0]}" if answer["N"] else ""
+        missing = f"there is no folder {answer['N'][0]} there" if answer["N"] else ""
         yield Evidence(
             now=now,
             asked_at=slurm.at,
@@ -178,14 +178,18 @@ def _evidence(
 
 
 def _read(
-    answer: Mapping[str, list[str]], readers: Mapping[str, Callable[[list[str]], list[Row]]], error: str
+    answer: Mapping[str, list[str]],
+    readers: Mapping[str, Callable[[list[str]], list[Row]]],
+    error: str,
+    program: str,
 ) -> tuple[list[Row], str]:
     """Rows of one of Slurm's commands, and why there are none."""
     try:
         rows = [row for kind, read in readers.items() if answer[kind] for row in read(answer[kind])]
     except ValueError as problem:
-        return [], str(problem)
-    return rows, " ".join(answer[error]).strip()
+        return [], f"{program} does not answer: {problem}"
+    words = " ".join(answer[error]).strip()
+    return rows, f"{program} does not answer: {words}" if words else ""
 
 
 def _rows(slurm: _Slurm, handle: str, name: str, index: str) -> tuple[Row | None, list[Row], str]:

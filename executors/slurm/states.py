@@ -97,9 +97,9 @@ class Evidence:
     accounted: list[Row] = field(default_factory=list)
     """Oldest first: one for each time that Slurm started it."""
     silent: str = ""
-    """Why Slurm could not be asked, in its own words."""
+    """Why Slurm, or the file system, tells nothing."""
     unaccounted: str = ""
-    """Why sacct could not be asked."""
+    """Why sacct tells nothing."""
     failure: str = ""
     """`{rank} {JSON}`: the note of the first rank that failed."""
     said: list[str] = field(default_factory=list)
@@ -126,7 +126,7 @@ def status(seen: Evidence) -> JobStatus:
     if ended:
         return _ended_by_journal(seen, ended)
     if seen.silent:
-        return _now(seen, JobState.UNKNOWN, message=f"Slurm does not answer: {seen.silent}")
+        return _now(seen, JobState.UNKNOWN, message=seen.silent)
     if row and row.reason == "DependencyNeverSatisfied":
         return _now(seen, JobState.FAILED, Reason.DEPENDENCY_FAILED, _dependency(row), ended_at=seen.now)
     if row and row.state in WAITING:
@@ -143,7 +143,7 @@ def status(seen: Evidence) -> JobStatus:
             seen, JobState.UNKNOWN, message=f"Slurm's queue has no job {seen.job}; sacct says {last.state}"
         )
     if seen.unaccounted:
-        return _now(seen, JobState.UNKNOWN, message=f"sacct does not answer: {seen.unaccounted}")
+        return _now(seen, JobState.UNKNOWN, message=seen.unaccounted)
     if seen.job or seen.journal:
         return _now(seen, JobState.UNKNOWN, message=_forgotten(seen))
     if seen.submitting or (seen.fresh and not seen.cancel_ordered):

@@ -52,24 +52,31 @@ def test_whole_lines_attempts_in_order(bench: SlurmBench, spy: Spy, before: str)
         "logs/attempt-2/rank-10.log": b"ten\n",
         "logs/attempt-2/rank-2.log": b"\xff\x00\r\nhal",
         "logs/attempt-2/rank-3.log": b"nothing whole",
+        "logs/attempt-2/rank-4.log": b"1%\r2%\r3",
         "logs/attempt-2/rank-2.failure": b"{}",
         "logs/attempt-2/resume": b"",
     }
     ref = write(bench, "task", files)
     chunks = read(bench, ref)
-    assert texts(chunks) == [(1, 0, "one\ntwo"), (2, 2, "\ufffd\x00\r\n"), (2, 10, "ten\n")]
-    assert [chunk.offset for chunk in chunks] == [7, 4, 4]
+    assert texts(chunks) == [
+        (1, 0, "one\ntwo"),
+        (2, 2, "\ufffd\x00\r\n"),
+        (2, 4, "1%\r2%\r"),
+        (2, 10, "ten\n"),
+    ]
+    assert [chunk.offset for chunk in chunks] == [7, 4, 6, 4]
     assert texts(read(bench, ref, rank=10)) == [(2, 10, "ten\n")]
     more = {
         "logs/attempt-2/rank-2.log": b"\xff\x00\r\nhalf\nand",
         "journal": files["journal"] + b"4 ended 2 failed 1\n",
     }
     write(bench, "task", more)
-    assert texts(read(bench, ref, _1_0=7, _2_2=4, _2_10=4)) == [
+    assert texts(read(bench, ref, _1_0=7, _2_2=4, _2_4=6, _2_10=4)) == [
         (2, 2, "half\nand"),
         (2, 3, "nothing whole"),
+        (2, 4, "3"),
     ]
-    assert read(bench, ref, _1_0=7, _2_2=12, _2_10=4, _2_3=13) == []
+    assert read(bench, ref, _1_0=7, _2_2=12, _2_10=4, _2_3=13, _2_4=7) == []
 
 
 def test_a_line_that_stays_unfinished_is_shown(bench: SlurmBench) -> None:

@@ -227,7 +227,7 @@ def test_a_missing_file_system_says_nothing_about_jobs(slurm: Benches) -> None:
     status = poll(bench)[0]
     assert (status.state, status.message) == (
         JobState.UNKNOWN,
-        "Slurm does not answer: there is no folder /nowhere/of/mine",
+        "there is no folder /nowhere/of/mine there",
     )
     bench.executor.job_dir = "~/nr-state-unused"
 
@@ -275,7 +275,7 @@ def test_while_the_controller_is_away(bench: SlurmBench, spy: Spy) -> None:
     first, second = poll(bench, held, over)
     assert (first.state, first.message) == (
         JobState.UNKNOWN,
-        "Slurm does not answer: Unable to contact slurm controller",
+        "squeue does not answer: Unable to contact slurm controller",
     )
     assert second.state is JobState.SUCCEEDED
 
@@ -290,6 +290,27 @@ def test_json(slurm: Benches) -> None:
         "echo ${id}_1 > tasks/first/job"
     )
     assert {status.reason for status in poll(bench, held, first)} == {Reason.HELD}
+
+
+def test_the_rank_that_failed_first_is_found(bench: SlurmBench) -> None:
+    first, second = bench.add("first", python=""), bench.add("second", python="")
+    write = "mkdir -p tasks/{0}/logs/attempt-1 tasks/{0}/logs/attempt-2; echo 7 > tasks/{0}/job; "
+    write += "echo 5 ended 2 failed 3 > tasks/{0}/journal; "
+    note = 'echo \'{{"time": {2}, "error": "E{2}"}}\' > tasks/first/logs/attempt-{0}/rank-{1}.failure; '
+    notes = [note.format(*words) for words in ((1, 4, 1.5), (2, 10, 20.5), (2, 3, 9.25), (2, 5, 30))]
+    said = [
+        "nemorun: attempt 1 of second: job 7 on node001",
+        "srun: error: node001: task 1: Exited with exit code 9",
+    ]
+    said += ["nemorun: attempt 2 of second: job 7 on node002", "srun: error: node002: task 0: Terminated"]
+    bench.on_login(
+        f"mkdir -p {folder(bench)}; cd {folder(bench)}; {write.format('first')}{write.format('second')}"
+        f"{''.join(notes)}printf '%s\n' {shlex.join(said)} > tasks/second/logs/slurm-7.log"
+    )
+    assert [status.message for status in poll(bench, first, second)] == [
+        "rank 3: E9.25",
+        "rank 0 on node002: Terminated",
+    ]
 
 
 def test_a_result_that_is_too_large_stays_there(bench: SlurmBench) -> None:

@@ -44,7 +44,7 @@ def ended(words: str) -> str:
 )
 def test_the_journals_end_wins(words: str, state: JobState, reason: Reason, code: int | None) -> None:
     for queued in (None, row("RUNNING"), row("COMPLETING"), row("CANCELLED")):
-        found = seen(BEGAN, ended(words), queued=queued, silent="Connection refused")
+        found = seen(BEGAN, ended(words), queued=queued, silent="refused")
         assert (found.state, found.reason, found.exit_code) == (state, reason, code)
         assert (found.attempt, found.started_at, found.ended_at) == (1, 1795469900, 1795469950)
 
@@ -201,13 +201,13 @@ def test_what_nobody_knows_is_unknown() -> None:
     found = seen(BEGAN)
     assert (found.state, found.attempt) == (JobState.UNKNOWN, 1)
     assert "left no word of its end" in found.message
-    found = seen(silent="Unable to contact slurm controller", queued=row("RUNNING"))
+    found = seen(silent="squeue does not answer: refused", queued=row("RUNNING"))
     assert (found.state, found.message) == (
         JobState.UNKNOWN,
-        "Slurm does not answer: Unable to contact slurm controller",
+        "squeue does not answer: refused",
     )
-    found = seen(unaccounted="Connection refused", job="", arrived=False)
-    assert (found.state, found.message) == (JobState.UNKNOWN, "sacct does not answer: Connection refused")
+    found = seen(unaccounted="sacct does not answer: refused", job="", arrived=False)
+    assert (found.state, found.message) == (JobState.UNKNOWN, "sacct does not answer: refused")
     assert seen(unaccounted="refused", queued=row("RUNNING")).state == JobState.RUNNING
 
 
