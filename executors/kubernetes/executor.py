@@ -35,7 +35,7 @@ class KubernetesExecutor(Executor):
     runtime_patch: Literal["podTemplateOverrides", "podSpecOverrides", "runtimePatches"] = (
         "podTemplateOverrides"
     )
-    """Of a TrainJob: the field that changes its pods; it is called so in Trainer 2.1, 2.0, and from 2.2 on."""
+    """Of a TrainJob: the field that changes its pods; Trainer 2.1, 2.0 and from 2.2 on call it so."""
 
     image: str | None = None
     """Image that the ranks run in, such as nvcr.io/nvidia/nemo:24.05; it needs bash and python3."""
@@ -66,7 +66,7 @@ class KubernetesExecutor(Executor):
     env_from_secrets: list[str] = field(default_factory=list)
     """Secrets of the namespace whose keys become variables of every rank."""
     volumes: list[str] = field(default_factory=list)
-    """Mounts: "pvc:CLAIM:/data", "hostpath:/x:/y:ro", "emptydir:/scratch", "configmap:…", "secret:…", "nfs:…"."""
+    """Mounts, such as "pvc:CLAIM:/data", "hostpath:/x:/y:ro", "emptydir:/scratch", "nfs:SERVER:/path:/mnt"."""
     run_dir: str | None = None
     """Folder on one of the volumes for checkpoints and results; without one, they end with their pod."""
     code: Literal["configmap", "pvc", "image"] = "configmap"
@@ -85,12 +85,12 @@ class KubernetesExecutor(Executor):
     queue: str | None = None
     """Kueue's LocalQueue: all pods start together, when there is room for them."""
     topology: str | None = None
-    """Kueue's topology-aware scheduling: "required:LABEL", "preferred:LABEL", "unconstrained", "slice:LABEL:N"."""
+    """How near the pods stand, by Kueue: "required:LABEL", "preferred:LABEL", "unconstrained", "slice:LABEL:N"."""
 
     service_account: str | None = None
     """Service account of the pods."""
     security_context: dict[str, Any] = field(default_factory=dict)
-    """Security context, such as {"runAsUser": 1000, "fsGroup": 1000}; each key goes to the pod or container."""
+    """Such as {"runAsUser": 1000, "fsGroup": 1000}; each key goes to the pod or to the container."""
     host_network: bool = False
     """Do pods use their node's network?"""
     labels: dict[str, str] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class KubernetesExecutor(Executor):
     annotations: dict[str, str] = field(default_factory=dict)
     """Further annotations of all objects and pods."""
     pod_overrides: dict[str, Any] = field(default_factory=dict)
-    """Anything else: {"metadata": …, "spec": …}, put over the pods by a strategic merge, as `kubectl patch`."""
+    """Anything else: {"metadata": …, "spec": …}, merged into the pods as `kubectl patch` does."""
 
     backoff_limit: int | None = None
     """Failed pods after which a task has failed; by default as many as `retries` attempts have."""

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemorun.executors.base import Rendered
-from nemorun.job import JobSpec
+from nemorun.executors.kubernetes.names import labels, object_name, parent_labels, parent_name
+from nemorun.executors.kubernetes.pods import is_bare, placed, template
+from nemorun.job import EXIT_RESUME, JobSpec
 
 if TYPE_CHECKING:
     from nemorun.executors.kubernetes.executor import KubernetesExecutor
 
 #: An object as the API server takes it.
 Manifest = dict[str, Any]
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+#: Annotations of a task that waits for others of its experiment: their objects' names, and its own queue.
+AFTER, QUEUE = "nemorun/after", "nemorun/queue"
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class Task:
 class KubernetesRendered(Rendered):
     """`text` is all of it as YAML documents, as `kubectl apply -f` takes them: the parent first.
 
-    What is sent besides: the owner (the parent's uid), the archives of the code and of nemorun itself, and
-    the values of secrets, which only the submission knows.
+    What is sent besides: the owner (the parent's uid), the archives of the code and of nemorun itself, the
+    tasks' files, and the values of secrets, which only the submission knows.
     """
 
     parent: Manifest
@@ -43,4 +51,138 @@ class KubernetesRendered(Rendered):
 
 
 def render(jobs: Sequence[tuple[KubernetesExecutor, JobSpec]]) -> KubernetesRendered:
-    raise NotImplementedError
+    """The objects of one submission."""
+    tasks = tuple(Task(job.name, tuple(_objects(executor, job))) for executor, job in jobs)
+    parent = _parent(jobs)
+    text = to_yaml([parent, *(one for task in tasks for one in task.objects)])
+    return KubernetesRendered("kubernetes", text, tuple(job for _, job in jobs), parent, tasks)
+
+
+def _parent(jobs: Sequence[tuple[KubernetesExecutor, JobSpec]]) -> Manifest:
+    executor, job = jobs[0]
+    metadata = {"name": parent_name(job), "labels": parent_labels(job)}
+    made: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": placed(executor, metadata)}
+    if not all(is_bare(*pair) for pair in jobs):
+        made["data"] = {"start.sh": Path(__file__).with_name("start.sh").read_text()}
+    return made
+
+
+def _objects(executor: KubernetesExecutor, job: JobSpec) -> list[Manifest]:
+    """What a task needs, and at last the workload itself."""
+    if executor.kind == "job":
+        several = job.resources.nodes > 1
+        return [*([_service(executor, job)] if several else []), _job(executor, job)]
+    made = import_module(f"nemorun.executors.kubernetes.{executor.kind}").workload(executor, job)
+    return [made]
+
+
+# --- what the kinds share
+
+
+def metadata(executor: KubernetesExecutor, job: JobSpec) -> dict[str, Any]:
+    """Of a task's object."""
+    own = {**labels(job), **executor.labels}
+    annotations = dict(executor.annotations)
+    if executor.queue and job.dependencies:
+        annotations[QUEUE] = executor.queue  # until it may start, it is none of Kueue's business
+    elif executor.queue:
+        own[QUEUE_LABEL] = executor.queue
+    if job.dependencies:
+        experiment = job.token.partition(".")[0]
+        annotations[AFTER] = ",".join(object_name(f"{experiment}.{name}") for name in job.dependencies)
+    made: dict[str, Any] = {"name": object_name(job.token), "labels": own}
+    if annotations:
+        made["annotations"] = annotations
+    return placed(executor, made)
+
+
+def suspend(executor: KubernetesExecutor, job: JobSpec) -> dict[str, Any]:
+    """What waits for Kueue, or for other tasks, is created suspended."""
+    return {"suspend": True} if executor.queue or job.dependencies else {}
+
+
+def release_patch(workload: Manifest) -> Manifest:
+    """The patch that lets a task start whose dependencies have succeeded."""
+    if queue := workload["metadata"].get("annotations", {}).get(QUEUE):
+        return {"metadata": {"labels": {QUEUE_LABEL: queue}}}
+    spec = {"suspend": False}
+    return {"spec": {"runPolicy": spec} if workload["kind"] == "PyTorchJob" else spec}
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """Those that are set."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def job_spec(executor: KubernetesExecutor, job: JobSpec, pod: Manifest) -> dict[str, Any]:
+    """A Job's spec: of several pods, each has its index."""
+    nodes = job.resources.nodes
+    indexed = {"completionMode": "Indexed", "completions": nodes, "parallelism": nodes} if nodes > 1 else {}
+    limit = job.retries if executor.backoff_limit is None else executor.backoff_limit
+    policy = {
+        "rules": [
+            # a pod that was evicted, or that has saved its state and asks to go on, costs no retry
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {
+                "action": "Ignore",
+                "onExitCodes": {
+                    "containerName": pod["spec"]["containers"][0]["name"],
+                    "operator": "In",
+                    "values": [EXIT_RESUME],
+                },
+            },
+        ]
+    }
+    return {**indexed, "backoffLimit": limit, "podFailurePolicy": policy, "template": pod}
+
+
+# --- a Job
+
+
+def _job(executor: KubernetesExecutor, job: JobSpec) -> Manifest:
+    name = object_name(job.token)
+    several = job.resources.nodes > 1
+    pod = template(
+        executor,
+        job,
+        host=f"{name}-0.{name}" if several else "localhost",
+        restartPolicy="Never",
+        **({"subdomain": name} if several else {}),
+    )
+    limits = given(
+        activeDeadlineSeconds=executor.active_deadline, ttlSecondsAfterFinished=executor.ttl_after_finished
+    )
+    spec = {**suspend(executor, job), **limits, **job_spec(executor, job, pod)}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata(executor, job), "spec": spec}
+
+
+def _service(executor: KubernetesExecutor, job: JobSpec) -> Manifest:
+    """Gives the pods of a Job names; pods that are not ready yet have to find each other, too."""
+    name = object_name(job.token)
+    own = placed(executor, {"name": name, "labels": {**labels(job), **executor.labels}})
+    selector = {"app.kubernetes.io/instance": name, "app.kubernetes.io/managed-by": "nemorun"}
+    spec = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": own, "spec": spec}
+
+
+# --- as text
+
+
+def to_yaml(objects: Sequence[Manifest]) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Texts of several lines as they are; nothing is written by reference to something above."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else None)
+
+    Dumper.add_representer(str, text)
+    documents = yaml.dump_all(
+        objects, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10**6, explicit_start=True
+    )
+    assert isinstance(documents, str)
+    return documents

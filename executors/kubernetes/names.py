@@ -49,6 +49,11 @@ def experiment_folder(job: JobSpec | JobRef) -> str:
     return next(part for part in reversed(PurePath(job.run_dir).parts) if part.endswith(suffix))
 
 
+def file_prefix(token: str) -> str:
+    """Of a task's files in the parent: `<prefix>.<file name>`; it has no dot itself."""
+    return slug(task_name(token), LONGEST)
+
+
 def code_name(job: JobSpec) -> str:
     """Of the ConfigMap that holds the job's frozen code."""
     return f"{parent_name(job)}-code-{PurePath(job.code or '').name[:8]}"

@@ -1,0 +1,308 @@
+"""The pods of a task: image, resources, environment, volumes; the same whatever object they are part of."""
+
+from __future__ import annotations
+
+import re
+import sys
+import zlib
+from collections.abc import Mapping
+from pathlib import PurePath, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from nemorun.executors.kubernetes import volumes
+from nemorun.executors.kubernetes.names import (
+    code_name,
+    experiment_folder,
+    file_prefix,
+    labels,
+    object_name,
+    parent_name,
+)
+from nemorun.executors.kubernetes.overrides import merge
+from nemorun.job import JobSpec
+
+if TYPE_CHECKING:
+    from nemorun.executors.kubernetes.executor import KubernetesExecutor
+
+HOME, CODE = "/nemorun", "/nemorun/code"
+#: Of a security context, what is the container's; the rest is the pod's.
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation",
+    "capabilities",
+    "privileged",
+    "procMount",
+    "readOnlyRootFilesystem",
+}
+
+
+def is_bare(executor: KubernetesExecutor, job: JobSpec) -> bool:
+    """A plain command of the image's own code: nothing of nemorun needs to be in its pod."""
+    alone = job.resources.nodes == 1 and job.resources.ntasks_per_node == 1
+    return executor.code == "image" and job.command is not None and alone and executor.kind != "trainjob"
+
+
+def template(
+    executor: KubernetesExecutor,
+    job: JobSpec,
+    *,
+    container: str = "nemo",
+    host: str = "localhost",
+    env: Mapping[str, str] | None = None,
+    **spec: Any,
+) -> dict[str, Any]:
+    """A pod's metadata and spec. `host` is the name of node 0, `spec` what the kind of object asks for."""
+    name = executor.container_name or container
+    extra_volumes, mounts = _volumes(executor, job)
+    pod: dict[str, Any] = {"containers": [_container(executor, job, name, host, env or {}, mounts)]}
+    pod |= {key: value for key, value in _pod_fields(executor).items() if value not in (None, [], {})}
+    pod |= {"volumes": extra_volumes, **spec}
+    metadata: dict[str, Any] = {"labels": {**labels(job), **executor.labels}}
+    if annotations := {**executor.annotations, **topology(executor)}:
+        metadata["annotations"] = annotations
+    return merge({"metadata": metadata, "spec": pod}, executor.pod_overrides)
+
+
+def bare_pod(executor: KubernetesExecutor, job: JobSpec, command: list[str], name: str) -> dict[str, Any]:
+    """A Pod with the task's image, environment, resources and mounts, but with a command of its own."""
+    made = template(executor, job, restartPolicy="Never")
+    made["spec"]["containers"][0] |= {"command": [_literal(word) for word in command]}
+    made["spec"]["containers"][0].pop("args", None)
+    metadata = {**made["metadata"], "name": name}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": placed(executor, metadata), "spec": made["spec"]}
+
+
+def placed(executor: KubernetesExecutor, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Metadata with the namespace; without the field it is the context's."""
+    if executor.namespace is None:
+        return metadata
+    rest = {key: value for key, value in metadata.items() if key != "name"}
+    return {"name": metadata["name"], "namespace": executor.namespace, **rest}
+
+
+def _pod_fields(executor: KubernetesExecutor) -> dict[str, Any]:
+    security = {k: v for k, v in executor.security_context.items() if k not in CONTAINER_SECURITY}
+    return {
+        "serviceAccountName": executor.service_account,
+        # ranks have no business with the API server, unless they are given an account for it
+        "automountServiceAccountToken": None if executor.service_account else False,
+        "enableServiceLinks": False,
+        "securityContext": security,
+        "hostNetwork": executor.host_network or None,
+        "dnsPolicy": "ClusterFirstWithHostNet" if executor.host_network else None,
+        "imagePullSecrets": [{"name": name} for name in executor.image_pull_secrets],
+        "nodeSelector": dict(executor.node_selector),
+        "tolerations": [_toleration(one) for one in executor.tolerations],
+        "affinity": executor.affinity,
+        "priorityClassName": executor.priority_class,
+        "terminationGracePeriodSeconds": executor.grace_period,
+    }
+
+
+def _toleration(text: str | dict[str, Any]) -> dict[str, Any]:
+    """`key[=value][:effect]`, as `kubectl taint` writes taints; or the mapping itself."""
+    if not isinstance(text, str):
+        return text
+    taint, _, effect = text.partition(":")
+    key, equals, value = taint.partition("=")
+    made = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
+    return {**made, "effect": effect} if effect else made
+
+
+def topology(executor: KubernetesExecutor) -> dict[str, str]:
+    """Kueue's annotations of the pods."""
+    made = {}
+    for part in (executor.topology or "").split(",") if executor.topology else ():
+        how, _, rest = part.partition(":")
+        if how == "slice":
+            label, _, size = rest.rpartition(":")
+            made["kueue.x-k8s.io/podset-slice-required-topology"] = label
+            made["kueue.x-k8s.io/podset-slice-size"] = size
+        else:
+            made[f"kueue.x-k8s.io/podset-{how}-topology"] = rest or "true"
+    return made
+
+
+# --- the container
+
+
+def _container(
+    executor: KubernetesExecutor,
+    job: JobSpec,
+    name: str,
+    host: str,
+    env: Mapping[str, str],
+    mounts: list[dict[str, Any]],
+) -> dict[str, Any]:
+    made: dict[str, Any] = {"name": name, "image": executor.image}
+    if executor.image_pull_policy:
+        made["imagePullPolicy"] = executor.image_pull_policy
+    if is_bare(executor, job):
+        made["command"] = [_literal(word) for word in job.command or ()]
+    else:
+        made |= {"command": ["sh", f"{HOME}/files/start.sh"], "args": _arguments(executor, job)}
+    if executor.workdir:
+        made["workingDir"] = executor.workdir
+    variables = {**environment(executor, job, host), **env}
+    made["env"] = [{"name": key, "value": _literal(value)} for key, value in variables.items()]
+    sources = [*executor.env_from_secrets, *([object_name(job.token)] if job.secrets else [])]
+    if sources:
+        made["envFrom"] = [{"secretRef": {"name": source}} for source in sources]
+    if resources := container_resources(executor, job):
+        made["resources"] = resources
+    own = {k: v for k, v in executor.security_context.items() if k in CONTAINER_SECURITY}
+    if own:
+        made["securityContext"] = own
+    made["volumeMounts"] = mounts
+    return made
+
+
+def container_resources(executor: KubernetesExecutor, job: JobSpec) -> dict[str, Any]:
+    """GPUs and memory as limits, which are what is asked for, too; of CPUs a pod may use more."""
+    limits: dict[str, Any] = {}
+    if job.resources.gpus_per_node:
+        limits[executor.gpu_resource] = job.resources.gpus_per_node
+    if executor.memory is not None:
+        limits["memory"] = executor.memory
+    limits |= executor.extended_resources
+    requests = {} if executor.cpus is None else {"cpu": executor.cpus}
+    return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
+
+
+def _arguments(executor: KubernetesExecutor, job: JobSpec) -> list[str]:
+    """What `nemorun.worker` takes."""
+    if job.task is not None:
+        return [f"{run_dir(executor, job)}/task.yaml"]
+    first, *words = job.command or ()
+    python = "python3" if first == sys.executable else _there(executor, job, first)
+    return ["--command", "--", *(_literal(w) for w in (python, *(_there(executor, job, w) for w in words)))]
+
+
+def _there(executor: KubernetesExecutor, job: JobSpec, word: str) -> str:
+    """A path of the frozen code, as it is called in the pod; any other word as it is."""
+    code = code_folder(executor, job)
+    inside = _inside(word, job.code_root) if word.startswith("/") else None
+    return word if inside is None or code is None else str(PurePosixPath(code, inside))
+
+
+def _literal(text: str) -> str:
+    """Kubernetes puts variables in for `$(NAME)`, and takes `$$` for `$`: say that none is meant."""
+    return re.sub(r"\$(?=[$(])", "$$$$", text)
+
+
+# --- its environment
+
+
+def run_dir(executor: KubernetesExecutor, job: JobSpec) -> str:
+    """The task's own folder in the pod; on a volume, it is placed as on the launching machine."""
+    if executor.run_dir is None:
+        return f"{HOME}/run/{file_prefix(job.token)}"
+    parts = PurePath(job.run_dir).parts
+    start = len(parts) - 1 - parts[::-1].index(experiment_folder(job))
+    return str(PurePosixPath(executor.run_dir, *parts[start:]))
+
+
+def code_folder(executor: KubernetesExecutor, job: JobSpec) -> str | None:
+    """Where the pod has the code, as far as one can tell."""
+    if executor.code == "image":
+        return executor.workdir
+    return CODE if job.code else None
+
+
+def archive(executor: KubernetesExecutor, job: JobSpec) -> str | None:
+    """Where the pod finds the frozen code."""
+    if not job.code or executor.code == "image":
+        return None
+    if executor.code == "configmap":
+        return f"{HOME}/archive/code.tar.gz"
+    return str(PurePosixPath(executor.run_dir or "/", "code", PurePath(job.code).name))
+
+
+def port(executor: KubernetesExecutor, job: JobSpec) -> int:
+    """On the node's own network, others may have the usual one."""
+    return 15000 + zlib.crc32(job.token.encode()) % 15000 if executor.host_network else 29500
+
+
+def environment(executor: KubernetesExecutor, job: JobSpec, host: str) -> dict[str, str]:
+    env = dict(sorted((name, value) for name, value in job.env.items() if name != "PYTHONPATH"))
+    if search := _search_path(executor, job):
+        env["PYTHONPATH"] = search
+    if is_bare(executor, job):
+        return env
+    own = run_dir(executor, job)
+    resources = job.resources
+    env |= {
+        "PYTHONUNBUFFERED": "1",
+        "NEMORUN_EXPERIMENT": job.token.partition(".")[0],
+        "NEMORUN_TASK": job.name,
+        "NEMORUN_TOKEN": job.token,
+        "NEMORUN_RUN_DIR": own,
+        "NEMORUN_RESULTS_DIR": f"{own}/results",
+        "NEMORUN_FILES": file_prefix(job.token),
+        "NEMORUN_NODES": str(resources.nodes),
+        "NEMORUN_RANKS": str(resources.ntasks_per_node),
+    }
+    if resources.world_size > 1 or resources.gpus_per_node:
+        env["NEMORUN_DISTRIBUTED"] = "1"
+        env |= {"NEMORUN_HOST": host, "NEMORUN_PORT": str(port(executor, job))}
+    if resources.nodes > 1:
+        env["NEMORUN_START_TIMEOUT"] = str(executor.start_timeout)
+    if job.resumable:
+        env["NEMORUN_RESUMABLE"] = "1"
+    code, packed = code_folder(executor, job), archive(executor, job)
+    if code:
+        env |= {"NEMORUN_CODE": code, "NEMORUN_CODE_ROOT": code}
+    if packed:
+        env["NEMORUN_ARCHIVE"] = packed
+        inside = None if executor.workdir else _inside(job.cwd, job.code_root)
+        if inside not in (None, "."):
+            env["NEMORUN_WORKDIR"] = str(inside)
+    return env
+
+
+def _search_path(executor: KubernetesExecutor, job: JobSpec) -> str:
+    """PYTHONPATH without the launching machine's own folders: a pod has none of them."""
+    given = job.env.get("PYTHONPATH", "")
+    if given == executor.env_vars.get("PYTHONPATH"):
+        theirs = given.split(":") if given else []
+    else:
+        theirs = []
+        code, unpacked = code_folder(executor, job), (job.code or "").removesuffix(".tar.gz")
+        for entry in given.split(":"):
+            inside = _inside(entry, unpacked or None)
+            if inside is not None and code is not None:
+                theirs.append(str(PurePosixPath(code, inside)))
+    code = code_folder(executor, job)
+    return ":".join(dict.fromkeys([*([code] if code else []), *theirs]))
+
+
+def _inside(path: str | None, folder: str | None) -> str | None:
+    """`path` as seen from `folder`, if it is in there."""
+    if not path or folder is None or not PurePath(path).is_relative_to(folder):
+        return None
+    return str(PurePath(path).relative_to(folder))
+
+
+# --- its volumes
+
+
+def _volumes(executor: KubernetesExecutor, job: JobSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A pod's volumes, and where its container mounts them."""
+    found: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
+
+    def add(name: str, source: dict[str, Any], path: str, read_only: bool = False) -> None:
+        found.append({"name": name, **source})
+        mounts.append({"name": name, "mountPath": path} | ({"readOnly": True} if read_only else {}))
+
+    for name, mount in volumes.named(volumes.parse(executor.volumes)):
+        add(name, mount.source, mount.path, mount.read_only)
+    if not is_bare(executor, job):
+        add("nemorun", {"emptyDir": {}}, HOME)
+        add("nemorun-files", {"configMap": {"name": parent_name(job)}}, f"{HOME}/files", True)
+        if job.code and executor.code == "configmap":
+            add("nemorun-code", {"configMap": {"name": code_name(job)}}, f"{HOME}/archive", True)
+    if executor.shm_size != "0":
+        # the 64 MiB that a container has otherwise are too little for data loaders and NCCL
+        size = {} if executor.shm_size is None else {"sizeLimit": executor.shm_size}
+        add("shm", {"emptyDir": {"medium": "Memory", **size}}, "/dev/shm")
+    return found, mounts

@@ -1,0 +1,45 @@
+#!/bin/sh
+# The start of a pod: unpacks nemorun and the frozen code, puts the task's files into its run folder, and
+# hands over to the pod's supervisor, which waits for the other pods and starts the ranks.
+#
+#   NEMORUN_FILES     prefix of this task's files in /nemorun/files
+#   NEMORUN_ARCHIVE   the frozen code's archive, if there is one
+#   NEMORUN_CODE      the folder it is unpacked to; without an archive, where the image has the code
+#   NEMORUN_WORKDIR   the folder to start in, seen from NEMORUN_CODE
+set -eu
+umask 077
+
+mkdir -p /nemorun/lib "$NEMORUN_RUN_DIR/logs" "$NEMORUN_RESULTS_DIR"
+tar -xzof /nemorun/files/nemorun.tar.gz -C /nemorun/lib
+for file in /nemorun/files/"$NEMORUN_FILES".*; do
+    if [ -e "$file" ]; then
+        # Pods that share the folder write the same; a name of its own, then a move, lets each see it whole.
+        copy="$NEMORUN_RUN_DIR/${file#/nemorun/files/"$NEMORUN_FILES".}"
+        cp "$file" "$copy.${HOSTNAME:-pod}.new"
+        mv "$copy.${HOSTNAME:-pod}.new" "$copy"
+    fi
+done
+
+if [ -n "${NEMORUN_ARCHIVE:-}" ]; then
+    waited=0
+    until [ -e "$NEMORUN_ARCHIVE" ]; do
+        if [ "$waited" -ge "${NEMORUN_START_TIMEOUT:-1800}" ]; then
+            echo "nemorun: the code $NEMORUN_ARCHIVE is not there after $waited s" >&2
+            exit 1
+        fi
+        waited=$((waited + 1))
+        sleep 1
+    done
+    mkdir -p "$NEMORUN_CODE"
+    tar -xzof "$NEMORUN_ARCHIVE" -C "$NEMORUN_CODE"
+    cd "$NEMORUN_CODE/${NEMORUN_WORKDIR:-.}"
+else
+    : "${NEMORUN_CODE:=$PWD}"
+fi
+export NEMORUN_CODE
+
+# -I: no folder that happens to be there is searched for modules; the ranks' environment stays as it is.
+exec python3 -I -c 'import sys
+sys.path.insert(0, "/nemorun/lib")
+from nemorun.executors.kubernetes.pod import main
+sys.exit(main())' "$@"
