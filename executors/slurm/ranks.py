@@ -117,6 +117,8 @@ def _is_distributed(executor: SlurmExecutor, job: JobSpec) -> bool:
 def _wrapper(executor: SlurmExecutor, job: JobSpec) -> list[str]:
     """A shell around each rank, for what only there is known."""
     steps = []
+    if executor.launcher == "torchrun" and job.resumable:
+        steps.append('trap "" USR2')  # the agent would die of it; the ranks listen again
     if executor.venv and executor.container_image is not None:
         steps.append('export PATH="$VIRTUAL_ENV/bin:$PATH"')
     if executor.launcher == "srun" and _is_distributed(executor, job):
