@@ -22,6 +22,9 @@ COMMANDS = {
     "cancel": ("nemorun.cli.experiments:cancel", "Cancel an experiment's tasks."),
     "diff": ("nemorun.cli.experiments:diff", "Show what differs between two experiments."),
     "rerun": ("nemorun.cli.rerun:rerun", "Run a recorded experiment again."),
+    "shell": ("nemorun.cli.shell:shell", "Open a shell with an executor's resources."),
+    "debug": ("nemorun.cli.debug:debug", "Open a shell where a recipe can be run again and again."),
+    "attach": ("nemorun.cli.attach:attach", "Open a shell beside a running task."),
     "executors": ("nemorun.cli.executors:app", "List the configured executors, or check one."),
     "init": ("nemorun.cli.workspace:init", "Write a commented start of a workspace."),
 }

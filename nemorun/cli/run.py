@@ -97,7 +97,7 @@ def run(
         executor=executor,
         name=name,
         retries=retries,
-        env=_environment(env or ()),
+        env=environment(env or ()),
         secrets=tuple(secret or ()),
         plugins=tuple(plugin or ()),
     )
@@ -123,7 +123,7 @@ def _confirm_many(count: int, yes: bool) -> None:
         confirm(f"This sweep makes {count} tasks. Go on?", yes)
 
 
-def _environment(pairs: Sequence[str]) -> dict[str, str]:
+def environment(pairs: Sequence[str]) -> dict[str, str]:
     values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -81,7 +81,7 @@ class _Source:
 
 def _source(request: Request, workspace: Workspace) -> _Source:
     recipe, overrides = request.recipe, request.overrides
-    if recipe is not None and (request.yaml is not None or _is_override(recipe)):
+    if recipe is not None and (request.yaml is not None or is_override(recipe)):
         overrides = (recipe, *overrides)
         recipe = None
     if request.yaml is not None:
@@ -108,7 +108,7 @@ def _source(request: Request, workspace: Workspace) -> _Source:
     return _Source(recipe_name(recipe), lambda wanted: resolve(recipe, wanted, workspace.root), overrides)
 
 
-def _is_override(word: str) -> bool:
+def is_override(word: str) -> bool:
     from nemorun.config import split_override
 
     try:

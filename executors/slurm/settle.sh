@@ -1,0 +1,30 @@
+# Puts what an interactive session needs into its folder. POSIX sh, after prelude.sh.
+# In: EXP (the folder, under JOB_DIR), WANTED (archives: paths under JOB_DIR), TASK, RC (what the shell reads),
+# JOB_NAME. On stdin a tar.gz: `place` and `tasks` (what goes to EXP), `archives` (those that are not there yet).
+# Out: a line `JOBID COMMENT` for each living allocation of that name.
+umask 077
+base=$JOB_DIR/experiments
+mkdir -p "$base" "$JOB_DIR/code" "$JOB_DIR/lib" "$JOB_DIR/$EXP/code" || exit 1
+in=$(mktemp -d "$base/.incoming.XXXXXX") || exit 1
+trap 'rm -rf "$in"' EXIT
+tar -xzf - -C "$in" && [ -s "$in/plan" ] || { echo "the files did not arrive whole in $base" >&2; exit 95; }
+
+# Another session may do the same at this moment: whoever comes second finds it done.
+unpack() { # ARCHIVE FOLDER
+    [ ! -d "$2" ] || return 0
+    part=$(mktemp -d "$in/XXXXXX") && tar -xzf "$1" -C "$part" || return
+    mv -T "$part" "$2" 2>/dev/null || [ -d "$2" ]
+}
+for path in $WANTED; do
+    name=${path#*/}
+    case $path in
+    lib/*) unpack "$in/archives/$name" "$JOB_DIR/$path" || exit 1 ;;
+    *)
+        [ -e "$JOB_DIR/$path" ] || mv -f "$in/archives/$name" "$JOB_DIR/$path" || exit 1
+        unpack "$JOB_DIR/$path" "$JOB_DIR/$EXP/code/$(echo "$name" | cut -c 1-12)" || exit 1
+        ;;
+    esac
+done
+rm -f "$JOB_DIR/$EXP/nemorun"
+cp -RPf "$in/place/." "$in/tasks" "$JOB_DIR/$EXP/" && printf '%s' "$RC" >"$JOB_DIR/$EXP/$TASK.rc" || exit 1
+squeue --noheader --user="$(id -un)" --name="$JOB_NAME" --format='%A %k'
