@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from nemorun.executors.slurm import parse
 from nemorun.executors.slurm.cluster import cluster_of
+from nemorun.executors.slurm.evidence import Evidence, events
 from nemorun.executors.slurm.parse import SEPARATOR, Row
 from nemorun.executors.slurm.paths import experiment_id, remote_run_dir
-from nemorun.executors.slurm.states import SUBMISSION_LAG, Evidence, events, status
+from nemorun.executors.slurm.states import SUBMISSION_LAG, status
 from nemorun.job import JobRef, JobState, JobStatus
 from nemorun.remote.errors import RemoteError
 
@@ -46,6 +47,8 @@ _ACCOUNTING: dict[str, Callable[[list[str]], list[Row]]] = {
 class _Slurm:
     """What Slurm said when it was asked last."""
 
+    tokens: frozenset[str] = frozenset()
+    """The jobs that it was asked about."""
     at: float = 0.0
     """By the cluster's clock."""
     silent: str = ""
@@ -53,23 +56,23 @@ class _Slurm:
     unaccounted: str = ""
     queue: dict[str, Row] = field(default_factory=dict)
     accounting: dict[str, list[Row]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    """Token -> note of the first rank that failed."""
+    failures: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Token -> attempt, note of the first rank that failed in it."""
     said: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
 class _Memory:
-    """What this process knows of one place."""
+    """What this process knows of some experiments at one place."""
 
     slurm: _Slurm = field(default_factory=_Slurm)
     ask_at: float = 0.0
     pause: float = ASK_AFTER
     statuses: dict[str, JobStatus] = field(default_factory=dict)
 
-    def is_due(self, tokens: set[str]) -> bool:
-        """Is Slurm to be asked? At once about jobs that it was not asked about before."""
-        return time.monotonic() >= self.ask_at or not tokens <= set(self.statuses)
+    def is_due(self, tokens: frozenset[str]) -> bool:
+        """Is Slurm to be asked? At once about jobs that it was not asked about the last time."""
+        return time.monotonic() >= self.ask_at or not tokens <= self.slurm.tokens
 
     def note(self, asked: bool, statuses: Mapping[str, JobStatus]) -> None:
         changed = any(
@@ -87,14 +90,18 @@ class _Memory:
 
 
 _memories: dict[Hashable, _Memory] = defaultdict(_Memory)
+#: Tokens of jobs whose end this process has seen.
+_ended: set[str] = set()
 
 
 def poll(executor: SlurmExecutor, refs: Sequence[JobRef]) -> dict[str, JobStatus]:
     """Token -> status. Raises RemoteError and SubmitError where the cluster cannot be asked."""
     if not refs:
         return {}
-    cluster, memory = cluster_of(executor), _memories[executor.place(), executor.query]
-    ask = memory.is_due({ref.token for ref in refs})
+    cluster = cluster_of(executor)
+    experiments = frozenset(experiment_id(ref.token) for ref in refs)
+    memory = _memories[executor.place(), executor.query, experiments]
+    ask = memory.is_due(frozenset(ref.token for ref in refs))
     command = cluster.command(
         "poll.sh",
         ASK=int(ask),
@@ -115,14 +122,14 @@ def poll(executor: SlurmExecutor, refs: Sequence[JobRef]) -> dict[str, JobStatus
     for ref, seen in zip(refs, _evidence(memory, answer, refs, ask), strict=True):
         statuses[ref.token] = status(seen)
     memory.note(ask, statuses)
+    _ended.update(token for token, found in statuses.items() if found.state.ended)
     _bring_results(answer, refs, statuses)
     return statuses
 
 
-def has_ended(executor: SlurmExecutor, ref: JobRef) -> bool:
+def has_ended(ref: JobRef) -> bool:
     """Has this process seen its end?"""
-    known = _memories[executor.place(), executor.query].statuses.get(ref.token)
-    return known is not None and known.state.ended
+    return ref.token in _ended
 
 
 def _by_kind(stdout: str) -> dict[str, list[str]]:
@@ -140,7 +147,8 @@ def _evidence(
     now = float(answer["T"][0])
     if asked:
         queue, silent = _read(answer, _QUEUE, "QE", "squeue")
-        memory.slurm = _Slurm(now, silent, queue={row.id: row for row in queue})
+        tokens = frozenset(ref.token for ref in refs)
+        memory.slurm = _Slurm(tokens, now, silent, queue={row.id: row for row in queue})
     slurm = memory.slurm
     failures, said = _words(answer, refs)
     slurm.failures |= failures
@@ -157,6 +165,8 @@ def _evidence(
         _, handle, name, index, ordered, folder = line.split(SEPARATOR)
         ref = refs[number]
         queued, accounted, job = _rows(slurm, handle, name, index)
+        journal = events(journals[str(number)])
+        attempt, failure = slurm.failures.get(ref.token, (0, ""))
         missing = f"there is no folder {answer['N'][0]} there" if answer["N"] else ""
         yield Evidence(
             now=now,
@@ -166,12 +176,12 @@ def _evidence(
             submitting=folder.rpartition("/tasks/")[0] in answer["B"],
             fresh=_is_fresh(ref),
             cancel_ordered=ordered == "1",
-            journal=events(journals[str(number)]),
+            journal=journal,
             queued=queued,
             accounted=accounted,
             silent=slurm.silent or missing,
             unaccounted=slurm.unaccounted,
-            failure=slurm.failures.get(ref.token, ""),
+            failure=failure if not journal or attempt == journal[-1].attempt else "",
             said=slurm.said.get(ref.token, []),
             users=users,
         )
@@ -198,9 +208,7 @@ def _rows(slurm: _Slurm, handle: str, name: str, index: str) -> tuple[Row | None
         named = [row for row in slurm.queue.values() if row.name == name]
         named += [row for rows in slurm.accounting.values() for row in rows if row.name == name]
         found = {row.id for row in named if index == "-" or row.id.endswith(f"_{index}")}
-        if (
-            len(found) != 1
-        ):  # of several it is not known which; a part of the array may have been shown so far
+        if len(found) != 1:  # it is not known which of several; or it is an element that is not shown yet
             return None, [], named[0].id.partition("_")[0] if named else ""
         handle = found.pop()
     return slurm.queue.get(handle), slurm.accounting.get(handle, []), handle
@@ -208,11 +216,11 @@ def _rows(slurm: _Slurm, handle: str, name: str, index: str) -> tuple[Row | None
 
 def _words(
     answer: Mapping[str, list[str]], refs: Sequence[JobRef]
-) -> tuple[dict[str, str], dict[str, list[str]]]:
+) -> tuple[dict[str, tuple[int, str]], dict[str, list[str]]]:
     failures = {}
     for line in answer["F"]:
-        number, _, note = line.split(SEPARATOR, 2)
-        failures[refs[int(number)].token] = note
+        number, attempt, note = line.split(SEPARATOR, 2)
+        failures[refs[int(number)].token] = int(attempt), note
     return failures, {refs[int(number)].token: lines for number, lines in _numbered(answer["S"]).items()}
 
 

@@ -40,7 +40,7 @@ def logs(
     mark = secrets.token_hex(16)
     cluster = cluster_of(executor)
     command = cluster.command("logs.sh", MARK=mark, RANK="" if rank is None else rank, BUDGET=BUDGET)
-    done = cluster.run(command, "".join(_request(executor, reading)).encode(), retry=True)
+    done = cluster.run(command, "".join(_request(reading)).encode(), retry=True)
     if done.returncode:
         raise RemoteError(f"{cluster.name}: the logs cannot be read: {done.stderr.strip()[-2000:]}")
     for piece in gzip.decompress(base64.b64decode(done.stdout)).split(f"\n{mark} ".encode())[1:]:
@@ -54,10 +54,10 @@ def logs(
             yield refs[number], LogChunk(of_rank, attempt, text, offset + len(data))
 
 
-def _request(executor: SlurmExecutor, reading: Mapping[JobRef, LogOffsets]) -> Iterator[str]:
+def _request(reading: Mapping[JobRef, LogOffsets]) -> Iterator[str]:
     for number, (ref, offsets) in enumerate(reading.items()):
         folder = remote_run_dir(ref.token, ref.run_dir)
-        yield f"J {number} {folder} {ref.handle or '-'} {int(has_ended(executor, ref))}\n"
+        yield f"J {number} {folder} {ref.handle or '-'} {int(has_ended(ref))}\n"
         for (attempt, rank), offset in offsets.items():
             yield f"O {number} {attempt} {rank} {offset}\n"
 

@@ -6,13 +6,17 @@ could not write. A job that nobody knows is UNKNOWN: it never counts as succeede
 
 from __future__ import annotations
 
-import json
-import re
-import signal
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from nemorun.executors.slurm.endings import (
+    as_a_shell_says,
+    cancelled_by,
+    details,
+    failed_dependency,
+    first_failure,
+)
+from nemorun.executors.slurm.evidence import Event, Evidence
 from nemorun.executors.slurm.parse import Row
 from nemorun.executors.slurm.reasons import why_pending
 from nemorun.job import JobState, JobStatus, Reason
@@ -61,62 +65,6 @@ _SLURM_ENDS = {
 #: Ends that a job can write down itself: the journal has the first word for a while.
 _WRITTEN = {"COMPLETED", "FAILED"}
 
-_SRUN_TASK = re.compile(r"srun: error: (?P<node>\S+): tasks? (?P<ranks>[\d,-]+): (?P<what>.+)")
-_LOST_NODE = re.compile(r"(?:NODE FAILURE|Node failure on) ?(?P<node>[\w.-]*)")
-
-
-@dataclass(frozen=True)
-class Event:
-    """A line of the journal."""
-
-    at: float
-    kind: str
-    attempt: int
-    words: tuple[str, ...]
-
-
-@dataclass
-class Evidence:
-    """All that one poll has found of a job."""
-
-    now: float
-    """By the cluster's clock."""
-    asked_at: float = 0.0
-    """When Slurm was asked, by the same clock: what the journal says later is newer."""
-    job: str = ""
-    """Its id, if Slurm has ever given it one."""
-    arrived: bool = False
-    """Its folder is there."""
-    submitting: bool = False
-    """Its experiment is just being submitted,"""
-    fresh: bool = False
-    """or may yet be: its record was written just now."""
-    cancel_ordered: bool = False
-    journal: list[Event] = field(default_factory=list)
-    queued: Row | None = None
-    accounted: list[Row] = field(default_factory=list)
-    """Oldest first: one for each time that Slurm started it."""
-    silent: str = ""
-    """Why Slurm, or the file system, tells nothing."""
-    unaccounted: str = ""
-    """Why sacct tells nothing."""
-    failure: str = ""
-    """`{rank} {JSON}`: the note of the first rank that failed."""
-    said: list[str] = field(default_factory=list)
-    """What srun and slurmstepd said of it."""
-    users: dict[str, str] = field(default_factory=dict)
-    """Numbers of users to their names."""
-
-
-def events(lines: Iterable[str]) -> list[Event]:
-    """A journal; a line that is not whole (yet) is passed over."""
-    found = []
-    for line in lines:
-        words = line.split()
-        if len(words) >= 3 and words[0].isdigit() and words[2].isdigit():
-            found.append(Event(float(words[0]), words[1], int(words[2]), tuple(words[3:])))
-    return found
-
 
 def status(seen: Evidence) -> JobStatus:
     """The table. The first line that applies is the answer."""
@@ -128,7 +76,9 @@ def status(seen: Evidence) -> JobStatus:
     if seen.silent:
         return _now(seen, JobState.UNKNOWN, message=seen.silent)
     if row and row.reason == "DependencyNeverSatisfied":
-        return _now(seen, JobState.FAILED, Reason.DEPENDENCY_FAILED, _dependency(row), ended_at=seen.now)
+        return _now(
+            seen, JobState.FAILED, Reason.DEPENDENCY_FAILED, failed_dependency(row), ended_at=seen.now
+        )
     if row and row.state in WAITING:
         return _pending(seen, row)
     if row and row.state in RUNNING:
@@ -230,12 +180,12 @@ def _ended_by_journal(seen: Evidence, event: Event) -> JobStatus:
     code = int(event.words[1]) if len(event.words) > 1 and event.words[1].isdigit() else None
     words = ""
     if word == "failed":
-        reason, words = _failed(seen, code)
-        code = _as_a_shell_says(code, reason)
+        reason, words = first_failure(seen, code)
+        code = as_a_shell_says(code, reason)
     elif word == "cancelled":
-        words = _by(seen)
+        words = cancelled_by(seen)
     elif state is JobState.FAILED:
-        words = _details(seen, word)
+        words = details(seen, word)
     shown = None if state is JobState.CANCELLED else code
     return _now(seen, state, reason, words, code=shown, ended_at=event.at)
 
@@ -254,99 +204,18 @@ def _ended_by_slurm(seen: Evidence, row: Row, queued: Row | None) -> JobStatus:
     words = ""
     if word == "failed":
         code = code or None  # sacct's JSON of 22.05 says 0 of all
-        reason, words = _failed(seen, code)
-        code = _as_a_shell_says(code, reason)
+        reason, words = first_failure(seen, code)
+        code = as_a_shell_says(code, reason)
     elif word == "cancelled":
         code = None
         if row.reason == "Dependency" and not row.by:  # by --kill-on-invalid-dep
             state, reason = JobState.FAILED, Reason.DEPENDENCY_FAILED
-            words = _dependency(queued or row)
+            words = failed_dependency(queued or row)
         else:
-            words = _by(seen)
+            words = cancelled_by(seen)
     elif state is JobState.FAILED:
-        code, words = None, _details(seen, word, row)
+        code, words = None, details(seen, word, row)
     return _now(seen, state, reason, words, code=code, started_at=row.start, ended_at=row.end or seen.now)
-
-
-def _failed(seen: Evidence, code: int | None) -> tuple[Reason, str]:
-    """Which rank failed first, and of what."""
-    reason = Reason.SIGNAL if code and code > 128 else Reason.EXIT_CODE
-    if seen.failure:
-        rank, _, text = seen.failure.partition(" ")
-        try:
-            return reason, f"rank {rank}: {json.loads(text)['error']}"
-        except (ValueError, KeyError, TypeError):
-            pass  # it is cut off, where the disk was full: srun may know
-    # srun ends the other ranks for the first one that failed; those say nothing
-    told = [found for line in seen.said if (found := _SRUN_TASK.search(line))]
-    own = [found for found in told if not found["what"].startswith(("Terminated", "Killed"))]
-    if found := next(iter(own[-1:] or told), None):
-        what = found["what"].strip().replace("Exited with exit code", "ended with")
-        ranks = ("ranks " if re.search("[,-]", found["ranks"]) else "rank ") + found["ranks"]
-        if what == "Out Of Memory":
-            return Reason.OUT_OF_MEMORY, f"{ranks} on {found['node']}"
-        if not what.startswith("ended with"):
-            reason = Reason.SIGNAL
-        between = " " if what.startswith("ended with") else ": "
-        return reason, f"{ranks} on {found['node']}{between}{what}"
-    return reason, f"its batch script ended with {_code(code)}"
-
-
-def _as_a_shell_says(code: int | None, reason: Reason) -> int | None:
-    """128 + n for signal n; srun ends with n alone."""
-    return code + 128 if reason is Reason.SIGNAL and code and code < 65 else code
-
-
-def _code(code: int | None) -> str:
-    if code is None:
-        return "an exit code that Slurm does not tell"
-    if code > 128:
-        try:
-            return f"{code} ({signal.Signals(code - 128).name})"
-        except ValueError:
-            pass
-    return str(code)
-
-
-def _details(seen: Evidence, word: str, row: Row | None = None) -> str:
-    """The node and the rank, where something tells."""
-    if word == "node-failure":
-        lost = [event.words[1] for event in seen.journal if event.kind == "lost" and len(event.words) > 1]
-        said = [found["node"] for line in seen.said if (found := _LOST_NODE.search(line)) and found["node"]]
-        node = (row.failed_node if row else "") or next(
-            iter(said[-1:] or [one for one in lost if one != "-"]), ""
-        )
-        if node:
-            return node
-        return f"one of {row.nodes}" if row and row.nodes else ""
-    if word == "out-of-memory":
-        told = [
-            found for line in seen.said if (found := _SRUN_TASK.search(line)) and "Memory" in found["what"]
-        ]
-        return (
-            f"rank {told[-1]['ranks']} on {told[-1]['node']}; ask for more with mem"
-            if told
-            else "ask for more with mem"
-        )
-    if word == "time-limit":
-        return (
-            "ask for more with time" if not row or not row.limit else f"{row.limit}; ask for more with time"
-        )
-    return ""
-
-
-def _by(seen: Evidence) -> str:
-    who = seen.accounted[-1].by if seen.accounted else ""
-    if seen.cancel_ordered or not who:
-        return ""
-    return f"by {seen.users.get(who, who)}"
-
-
-def _dependency(row: Row) -> str:
-    jobs = re.findall(r"(\d+(?:_\d+|_\*)?)\(failed\)", row.dependency)
-    if jobs:
-        return f"job {', '.join(jobs)} did not succeed"
-    return "a job that it waits for did not succeed"
 
 
 def _forgotten(seen: Evidence) -> str:

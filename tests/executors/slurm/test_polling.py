@@ -150,6 +150,8 @@ def test_the_controller_is_asked_seldom_and_journals_always(bench: SlurmBench, s
     assert spy.asked == [True, False]
     poll(bench, ref, other)  # which nobody has asked about
     assert spy.asked == [True, False, True]
+    assert poll(bench, ref)[0].reason is Reason.HELD  # the other is not asked about now, and yet remembered
+    assert poll(bench, other)[0].reason is Reason.HELD
     bench.on_login(f"cd {folder(bench)}; echo $(date +%s) ended 1 failed 7 > tasks/held/journal")
     del spy.commands[:]
     assert poll(bench, ref)[0].exit_code == 7
@@ -163,9 +165,10 @@ def test_the_controller_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyP
     status = JobStatus(JobState.RUNNING)
 
     def look(status: JobStatus, message: str = "") -> None:
-        due = memory.is_due({"a"})
+        due = memory.is_due(frozenset("a"))
         if due:
             asked.append(now[0])
+            memory.slurm.tokens = frozenset("a")
         memory.note(due, {"a": status})
         now[0] += 0.5
 
@@ -298,6 +301,7 @@ def test_the_rank_that_failed_first_is_found(bench: SlurmBench) -> None:
     write += "echo 5 ended 2 failed 3 > tasks/{0}/journal; "
     note = 'echo \'{{"time": {2}, "error": "E{2}"}}\' > tasks/first/logs/attempt-{0}/rank-{1}.failure; '
     notes = [note.format(*words) for words in ((1, 4, 1.5), (2, 10, 20.5), (2, 3, 9.25), (2, 5, 30))]
+    notes += [note.format(1, 0, 2).replace("first", "second")]  # of the attempt before
     said = [
         "nemorun: attempt 1 of second: job 7 on node001",
         "srun: error: node001: task 1: Exited with exit code 9",

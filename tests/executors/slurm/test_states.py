@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from nemorun.executors.slurm.evidence import Evidence, events
 from nemorun.executors.slurm.parse import Row
 from nemorun.executors.slurm.reasons import why_pending
-from nemorun.executors.slurm.states import JOURNAL_LAG, Evidence, events, status
+from nemorun.executors.slurm.states import JOURNAL_LAG, status
 from nemorun.job import JobState, JobStatus, Reason
 
 NOW = 1_795_470_000.0
