@@ -20,9 +20,10 @@ done
 handles=$(echo "$tasks" | while read -r run handle id; do
     [ -d "$run" ] || continue
     : >"$run/cancelled"
-    rm -f "$run/secrets"
+    [ ! -e "$run/secrets" ] || rm -f "$run/secrets"
     if [ -s "$run/job" ]; then
-        cat "$run/job"
+        read -r handle <"$run/job"
+        echo "$handle"
     elif [ "$handle" != - ]; then
         echo "$handle"
     elif [ -s "$run/unit" ]; then

@@ -72,14 +72,11 @@ if [ ! -d tasks ]; then
     put_in_place || { echo "cannot write to $PWD" >&2; exit 1; }
 fi
 
-tasks_of() { # UNIT OFFSET COUNT
-    if [ "$3" = - ]; then echo "$1"; else sed -n "$(($2 + 1)),$(($2 + $3))p" "$1.tasks"; fi
-}
-
+user=$(id -un)
 # Sets `id` to a job of this name and folder that no task has: one whose sbatch was never heard to answer.
 look_up() { # NAME
     id=
-    queue=$(squeue --noheader --states=all --user="$(id -un)" --format='%i %j %Z' 2>"$in/said") || return
+    queue=$(squeue --noheader --states=all --user="$user" --format='%i %j %Z' 2>"$in/said") || return
     past=$(timeout 20 sacct --noheader --allocations --parsable2 --starttime=now-14days --name="$1" \
         --format=JobID,JobName,WorkDir 2>/dev/null | tr '|' ' ')
     # elements of an array and components of a heterogeneous job are its parts: 12_3, 12+1
@@ -124,7 +121,7 @@ call_sbatch() { # NAME SBATCH-WORDS...
     shift
     pause=1
     while :; do
-        id=$(env -i HOME="$HOME" USER="$(id -un)" LOGNAME="$(id -un)" SHELL="${SHELL:-/bin/bash}" PATH="$PATH" \
+        id=$(env -i HOME="$HOME" USER="$user" LOGNAME="$user" SHELL="${SHELL:-/bin/bash}" PATH="$PATH" \
             ${LANG:+"LANG=$LANG"} ${LC_ALL:+"LC_ALL=$LC_ALL"} ${SLURM_CONF:+"SLURM_CONF=$SLURM_CONF"} \
             sbatch --parsable "$@" 2>"$in/said" </dev/null 9>&-) && break
         transient || return
@@ -139,8 +136,11 @@ call_sbatch() { # NAME SBATCH-WORDS...
 }
 
 submit() { # UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES
-    first=$(tasks_of "$1" "$2" "$3" | head -n 1)
-    id=
+    tasks=$1 id=
+    [ "$3" = - ] || tasks=$(sed -n "$(($2 + 1)),$(($2 + $3))p" "$1.tasks")
+    read -r first <<END
+$tasks
+END
     if [ -s "tasks/$first/job" ]; then
         read -r id <"tasks/$first/job"
         id=${id%_*}
@@ -153,11 +153,11 @@ submit() { # UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES
     if [ -z "$id" ]; then
         if [ "$3" = - ] && [ -e "tasks/$1/cancelled" ]; then return; fi
         depend=
-        for task in $(echo "$5" | tr , ' '); do
-            [ "$task" != - ] || continue
-            job=$(cat "tasks/${task#+}/job" 2>/dev/null)
+        [ "$5" = - ] || for task in $(echo "$5" | tr , ' '); do
+            job=
+            [ ! -s "tasks/${task#+}/job" ] || read -r job <"tasks/${task#+}/job"
             if [ -z "$job" ]; then # what it waits for was cancelled before it was submitted
-                for one in $(tasks_of "$1" "$2" "$3"); do : >"tasks/$one/cancelled"; done
+                for one in $tasks; do : >"tasks/$one/cancelled"; done
                 return
             fi
             case $task in +*) job=${job%_*} ;; esac
@@ -179,7 +179,7 @@ submit() { # UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES
     fi
     before=$id
     index=0
-    for task in $(tasks_of "$1" "$2" "$3"); do
+    for task in $tasks; do
         handle=$id
         [ "$3" = - ] || handle=${id}_$index
         index=$((index + 1))

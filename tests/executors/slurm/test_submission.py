@@ -281,6 +281,19 @@ def test_a_controller_that_stays_away_submits_nothing(
     assert not (later.run_dir("a") / "secrets").exists()
 
 
+def test_without_locks_in_the_file_system_a_folder_is_the_lock(
+    later: SlurmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who left it behind an hour ago does not block others for ever."""
+    later.add("a", command=("true",))
+    with_programs(later, monkeypatch, flock="echo 'flock: 9: No locks available' >&2; exit 1", sleep="")
+    stale = later.remote("submit.lock.d")
+    folder = stale.relative_to(later.home.parent)
+    later.on_login(f"mkdir -p ~/{folder}; touch -d '1 hour ago' ~/{folder}")
+    handles = later.submit()
+    assert list(later.queued()) == [handles["a"]] and not stale.exists()
+
+
 def test_a_refusal_takes_back_what_was_submitted(later: SlurmBench) -> None:
     later.add("good", command=("true",), secrets=("KEY",))
     later.add("bad", command=("true",), dependencies=("good",))
@@ -323,8 +336,8 @@ def test_a_large_array_is_split_and_its_limit_kept(
     handles = bench.submit()
     jobs = list(dict.fromkeys(handle.partition("_")[0] for handle in handles.values()))
     assert list(handles.values()) == [f"{jobs[n // 3]}_{n % 3}" for n in range(7)]
-    shown = bench.on_login(f"scontrol show job {jobs[2]}")
-    assert "ArrayTaskThrottle=2" in shown
+    assert "ArrayTaskThrottle=2" in bench.on_login(f"scontrol show job {jobs[2]}")
+    assert f"afterany:{jobs[1]}" in bench.on_login(f"squeue --noheader --jobs={jobs[2]} --format=%E")
     eventually(lambda: not bench.queued(), 40)
     assert [bench.log(f"t{number}") for number in range(7)] == [f"t{number}\n" for number in range(7)]
 
@@ -360,6 +373,20 @@ def test_cancelling_reaches_all_and_once_more_does_nothing(slurm: Callable[..., 
     eventually(lambda: set(bench.queued()) == {kept})
     assert (bench.run_dir("t1") / "cancelled").exists() and not (bench.run_dir("t1") / "secrets").exists()
     assert (bench.run_dir("t2") / "secrets").exists()
+
+
+def test_what_the_users_variables_say_changes_nothing(
+    later: SlurmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's commands would look for jobs elsewhere, and would print them otherwise."""
+    later.add(command=("true",))
+    later.submit()
+    (later.run_dir() / "job").unlink()
+    plain = Cluster.command
+    noise = "export SQUEUE_PARTITION=interactive SQUEUE_FORMAT=%u SCANCEL_STATE=RUNNING\n"
+    monkeypatch.setattr(Cluster, "command", lambda *a, **k: noise + plain(*a, **k))
+    later.executor.cancel(later.refs)
+    assert not later.queued()
 
 
 def test_cancelling_what_was_never_submitted_is_no_error(bench: SlurmBench) -> None:
