@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemorun.executors.base import Rendered
-from nemorun.executors.kubernetes.names import labels, object_name, parent_labels, parent_name
+from nemorun.executors.kubernetes.names import file_prefix, labels, object_name, parent_labels, parent_name
 from nemorun.executors.kubernetes.pods import is_bare, placed, template
 from nemorun.job import EXIT_RESUME, JobSpec
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Manifest = dict[str, Any]
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+#: Stands for the value of a secret, which is sent but never shown.
+WITHHELD = "<its value at submission>"
 #: Annotations of a task that waits for others of its experiment: their objects' names, and its own queue.
 AFTER, QUEUE = "nemorun/after", "nemorun/queue"
 
@@ -41,8 +43,8 @@ class Task:
 class KubernetesRendered(Rendered):
     """`text` is all of it as YAML documents, as `kubectl apply -f` takes them: the parent first.
 
-    What is sent besides: the owner (the parent's uid), the archives of the code and of nemorun itself, the
-    tasks' files, and the values of secrets, which only the submission knows.
+    The submission adds what only it knows: the owner of all else (the parent's uid), the values of secrets,
+    a ConfigMap with each frozen code, and in the parent nemorun itself and the tasks' files (`task_files`).
     """
 
     parent: Manifest
@@ -67,13 +69,31 @@ def _parent(jobs: Sequence[tuple[KubernetesExecutor, JobSpec]]) -> Manifest:
     return made
 
 
+def task_files(jobs: Sequence[JobSpec]) -> dict[str, str]:
+    """Key in the parent -> text of each file that the tasks' records hold for the pods: YAML and sources."""
+    found = {}
+    for job in jobs:
+        for path in sorted(Path(job.run_dir).glob("*")) if job.task else ():
+            if path.is_file() and path.name not in ("job.json", "executor.yaml", "result.json"):
+                found[f"{file_prefix(job.token)}.{path.name}"] = path.read_text(encoding="utf-8")
+    return found
+
+
 def _objects(executor: KubernetesExecutor, job: JobSpec) -> list[Manifest]:
     """What a task needs, and at last the workload itself."""
+    needed = [_secret(executor, job)] if job.secrets else []
     if executor.kind == "job":
-        several = job.resources.nodes > 1
-        return [*([_service(executor, job)] if several else []), _job(executor, job)]
-    made = import_module(f"nemorun.executors.kubernetes.{executor.kind}").workload(executor, job)
-    return [made]
+        needed += [_service(executor, job)] if job.resources.nodes > 1 else []
+        return [*needed, _job(executor, job)]
+    kind = import_module(f"nemorun.executors.kubernetes.{executor.kind}")
+    return [*needed, kind.workload(executor, job)]
+
+
+def _secret(executor: KubernetesExecutor, job: JobSpec) -> Manifest:
+    """The submission puts the values in."""
+    own = placed(executor, {"name": object_name(job.token), "labels": {**labels(job), **executor.labels}})
+    values = dict.fromkeys(job.secrets, WITHHELD)
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": own, "type": "Opaque", "stringData": values}
 
 
 # --- what the kinds share
@@ -146,8 +166,8 @@ def _job(executor: KubernetesExecutor, job: JobSpec) -> Manifest:
         executor,
         job,
         host=f"{name}-0.{name}" if several else "localhost",
+        subdomain=name if several else None,
         restartPolicy="Never",
-        **({"subdomain": name} if several else {}),
     )
     limits = given(
         activeDeadlineSeconds=executor.active_deadline, ttlSecondsAfterFinished=executor.ttl_after_finished

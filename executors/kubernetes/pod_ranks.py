@@ -81,7 +81,7 @@ class Ranks:
         self.failed = asyncio.Event()
 
     async def run(self, over: asyncio.Event, stop: asyncio.Event) -> Outcome:
-        """Start them, and return when all have ended. Where one fails, or it is `over`, the others are ended."""
+        """Start them, and return when all have ended. Where one fails, or it is `over`, the others must."""
         with contextlib.suppress(OSError):
             self.logs.mkdir(parents=True, exist_ok=True)
         logs = [await self._start(local) for local in range(self.settings.ranks)]

@@ -1,4 +1,4 @@
-"""What a manifest says to the supervisor of a pod, in its environment; and what that says in the pod's log."""
+"""What a manifest tells the supervisor of a pod in its environment, and how that writes the pod's log."""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ def template(
     extra_volumes, mounts = _volumes(executor, job)
     pod: dict[str, Any] = {"containers": [_container(executor, job, name, host, env or {}, mounts)]}
     pod |= {key: value for key, value in _pod_fields(executor).items() if value not in (None, [], {})}
-    pod |= {"volumes": extra_volumes, **spec}
+    pod |= {"volumes": extra_volumes} if extra_volumes else {}
+    pod |= {key: value for key, value in spec.items() if value is not None}
     metadata: dict[str, Any] = {"labels": {**labels(job), **executor.labels}}
     if annotations := {**executor.annotations, **topology(executor)}:
         metadata["annotations"] = annotations
@@ -138,21 +139,28 @@ def _container(
         made["imagePullPolicy"] = executor.image_pull_policy
     if is_bare(executor, job):
         made["command"] = [_literal(word) for word in job.command or ()]
+        made |= {"workingDir": executor.workdir} if executor.workdir else {}
     else:
         made |= {"command": ["sh", f"{HOME}/files/start.sh"], "args": _arguments(executor, job)}
-    if executor.workdir:
-        made["workingDir"] = executor.workdir
     variables = {**environment(executor, job, host), **env}
-    made["env"] = [{"name": key, "value": _literal(value)} for key, value in variables.items()]
-    sources = [*executor.env_from_secrets, *([object_name(job.token)] if job.secrets else [])]
-    if sources:
-        made["envFrom"] = [{"secretRef": {"name": source}} for source in sources]
+    secret = object_name(job.token)
+    env_list: list[dict[str, Any]] = [
+        {"name": key, "value": _literal(value)} for key, value in variables.items() if key not in job.secrets
+    ]
+    env_list += (
+        {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for key in job.secrets
+    )
+    if env_list:
+        made["env"] = env_list
+    if executor.env_from_secrets:
+        made["envFrom"] = [{"secretRef": {"name": source}} for source in executor.env_from_secrets]
     if resources := container_resources(executor, job):
         made["resources"] = resources
     own = {k: v for k, v in executor.security_context.items() if k in CONTAINER_SECURITY}
     if own:
         made["securityContext"] = own
-    made["volumeMounts"] = mounts
+    if mounts:
+        made["volumeMounts"] = mounts
     return made
 
 
@@ -253,9 +261,9 @@ def environment(executor: KubernetesExecutor, job: JobSpec, host: str) -> dict[s
         env |= {"NEMORUN_CODE": code, "NEMORUN_CODE_ROOT": code}
     if packed:
         env["NEMORUN_ARCHIVE"] = packed
-        inside = None if executor.workdir else _inside(job.cwd, job.code_root)
-        if inside not in (None, "."):
-            env["NEMORUN_WORKDIR"] = str(inside)
+    inside = _inside(job.cwd, job.code_root) if packed else None
+    if executor.workdir or inside:
+        env["NEMORUN_WORKDIR"] = executor.workdir or str(PurePosixPath(CODE, inside or ""))
     return env
 
 

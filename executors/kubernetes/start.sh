@@ -4,10 +4,17 @@
 #
 #   NEMORUN_FILES     prefix of this task's files in /nemorun/files
 #   NEMORUN_ARCHIVE   the frozen code's archive, if there is one
-#   NEMORUN_CODE      the folder it is unpacked to; without an archive, where the image has the code
-#   NEMORUN_WORKDIR   the folder to start in, seen from NEMORUN_CODE
+#   NEMORUN_CODE      the folder it is unpacked to; without an archive, where the image has its code
+#   NEMORUN_WORKDIR   the folder to start in, where it is not the image's own
 set -eu
 umask 077
+
+# The number of this pod: as a Job, PyTorchJob's operator and a TrainJob's runtime tell it.
+NEMORUN_NODE=${JOB_COMPLETION_INDEX:-${PET_NODE_RANK:-${RANK:-0}}}
+export NEMORUN_NODE
+# A user that the image does not know has no home and no name, which torch and others ask for.
+[ -w "${HOME:-/nowhere}" ] || HOME=/nemorun
+export HOME USER="${USER:-nemorun}"
 
 mkdir -p /nemorun/lib "$NEMORUN_RUN_DIR/logs" "$NEMORUN_RESULTS_DIR"
 tar -xzof /nemorun/files/nemorun.tar.gz -C /nemorun/lib
@@ -15,8 +22,8 @@ for file in /nemorun/files/"$NEMORUN_FILES".*; do
     if [ -e "$file" ]; then
         # Pods that share the folder write the same; a name of its own, then a move, lets each see it whole.
         copy="$NEMORUN_RUN_DIR/${file#/nemorun/files/"$NEMORUN_FILES".}"
-        cp "$file" "$copy.${HOSTNAME:-pod}.new"
-        mv "$copy.${HOSTNAME:-pod}.new" "$copy"
+        cp "$file" "$copy.$NEMORUN_NODE.new"
+        mv "$copy.$NEMORUN_NODE.new" "$copy"
     fi
 done
 
@@ -32,11 +39,11 @@ if [ -n "${NEMORUN_ARCHIVE:-}" ]; then
     done
     mkdir -p "$NEMORUN_CODE"
     tar -xzof "$NEMORUN_ARCHIVE" -C "$NEMORUN_CODE"
-    cd "$NEMORUN_CODE/${NEMORUN_WORKDIR:-.}"
-else
-    : "${NEMORUN_CODE:=$PWD}"
 fi
-export NEMORUN_CODE
+if [ -n "${NEMORUN_WORKDIR:-}" ]; then
+    cd "$NEMORUN_WORKDIR"
+fi
+export NEMORUN_CODE="${NEMORUN_CODE:-$PWD}"
 
 # -I: no folder that happens to be there is searched for modules; the ranks' environment stays as it is.
 exec python3 -I -c 'import sys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nemorun.executors.kubernetes.manifests import metadata, suspend
+from nemorun.executors.kubernetes.manifests import given, metadata, suspend
 from nemorun.executors.kubernetes.names import object_name
 from nemorun.executors.kubernetes.pods import template
 from nemorun.job import JobSpec
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 #: What the runtimes call the pods that train, and their container.
 NODE = "node"
+#: All that a TrainJob may say of its runtime's pods.
+POD_FIELDS = (
+    *("serviceAccountName", "volumes", "initContainers", "containers", "imagePullSecrets"),
+    *("securityContext", "nodeSelector", "affinity", "tolerations", "schedulingGates"),
+)
+_CONTAINER_FIELDS = ("name", "volumeMounts", "securityContext")
 _TRAINER = ("image", "command", "args", "env")
 
 
 def workload(executor: KubernetesExecutor, job: JobSpec) -> dict[str, Any]:
-    name, resources = object_name(job.token), job.resources
+    name = object_name(job.token)
     pod = template(executor, job, container=NODE, host=f"{name}-{NODE}-0-0.{name}")
     container = pod["spec"]["containers"][0]
-    trainer = {key: container.pop(key) for key in _TRAINER if key in container}
-    trainer["numNodes"] = resources.nodes
-    if "resources" in container:
-        trainer["resourcesPerNode"] = container.pop("resources")
-    # our own supervisor starts the ranks: the runtime's torchrun variables are for one process a pod
-    trainer["numProcPerNode"] = 1
     spec = {
         "runtimeRef": {
             "apiGroup": "trainer.kubeflow.org",
@@ -34,7 +34,14 @@ def workload(executor: KubernetesExecutor, job: JobSpec) -> dict[str, Any]:
             "name": executor.runtime,
         },
         **suspend(executor, job),
-        "trainer": trainer,
+        **given(activeDeadlineSeconds=executor.active_deadline),
+        "trainer": {
+            **{key: container[key] for key in _TRAINER if key in container},
+            "numNodes": job.resources.nodes,
+            # our own supervisor starts the ranks: the runtime's variables are for one process a pod
+            "numProcPerNode": 1,
+            **given(resourcesPerNode=container.get("resources")),
+        },
         **_over(executor, pod),
     }
     return {
@@ -47,10 +54,14 @@ def workload(executor: KubernetesExecutor, job: JobSpec) -> dict[str, Any]:
 
 def _over(executor: KubernetesExecutor, pod: dict[str, Any]) -> dict[str, Any]:
     """The rest of the pod, in the field that the installed release has for it."""
-    field = executor.runtime_patch
+    spec = {key: pod["spec"][key] for key in POD_FIELDS if key in pod["spec"]}
+    first, *others = spec["containers"]
+    spec["containers"] = [{key: first[key] for key in _CONTAINER_FIELDS if key in first}, *others]
+    target, field = {"targetJobs": [{"name": NODE}]}, executor.runtime_patch
     if field == "podSpecOverrides":
-        return {field: [{"targetJobs": [{"name": NODE}], **pod["spec"]}]}
+        return {field: [{**target, **spec}]}
+    pod = {"metadata": pod["metadata"], "spec": spec}
     if field == "podTemplateOverrides":
-        return {field: [{"targetJobs": [{"name": NODE}], **pod}]}
+        return {field: [{**target, **pod}]}
     patch = {"spec": {"replicatedJobs": [{"name": NODE, "template": {"spec": {"template": pod}}}]}}
     return {field: [{"manager": "nemorun", "trainingRuntimeSpec": {"template": patch}}]}
