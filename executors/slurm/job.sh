@@ -44,6 +44,12 @@ nr_gave_up() {
         grep -qE '^srun: (error: Node failure|Job step aborted|Force Terminated|error: Timed out waiting for job step)'
 }
 
+# srun ends with the highest code of all ranks, which is that of those it killed because the first had failed.
+nr_first_code() {
+    nr_slurm_log "$nr_attempt" |
+        sed -n 's/^srun: error: .*: tasks\{0,1\} .*: Exited with exit code \([0-9]*\)$/\1/p' | head -n 1
+}
+
 # The nodes of attempt $1 that failed in it, with commas: srun missed them, or they are down, or were started since.
 nr_failed_nodes() {
     local began line node=''
@@ -102,8 +108,8 @@ nr_reason() {
     local asked='' facts='' verdict='' end now
     if [ -e "$LOGS/resume" ] || [ "$1" -eq 75 ]; then
         asked=1
-    elif [ -n "$nr_resumable" ] && { [ "$1" -eq 140 ] || [ "$1" -eq 143 ]; }; then
-        asked=1 # USR2 or TERM came before Python could listen
+    elif [ -n "$nr_resumable" ] && [ "$1" -eq 140 ]; then
+        asked=1 # USR2 came before Python could listen
     fi
     if [ -e "$RUN/cancelled" ]; then
         echo cancelled
@@ -154,7 +160,7 @@ nr_reason() {
 
 # The script's end, however it comes.
 nr_finish() {
-    local code=$1 reason nodes='' allowed=''
+    local code=$1 first reason nodes='' allowed=''
     [ -z "$nr_ended" ] || return
     nr_ended=1
     set +eu
@@ -163,6 +169,9 @@ nr_finish() {
         [ "$code" -ne 0 ] || code=1
     elif [ "$code" -eq 0 ] && nr_gave_up; then
         code=143
+    elif [ "$code" -eq 143 ] || [ "$code" -eq 137 ]; then
+        first=$(nr_first_code)
+        code=${first:-$code}
     fi
     reason=$(nr_reason "$code")
     case $reason in
