@@ -50,9 +50,9 @@ ours='
 queue=
 if [ "$ASK" = 1 ]; then
     if [ "$QUERY" = json ]; then
-        queue=$(timeout 60 squeue --json 2>&1)
+        queue=$(timeout 30 squeue --json 2>&1)
     else
-        queue=$(timeout 60 squeue --me --noheader --array --states=all --format="$QUEUE_FORMAT" 2>&1)
+        queue=$(timeout 30 squeue --me --noheader --array --states=all --format="$QUEUE_FORMAT" 2>&1)
     fi
     code=$?
     if [ "$code" -ne 0 ]; then
@@ -94,9 +94,9 @@ names=$(words 5 '$1 == "gone" && $4 == "-" && $5 != "-"')
 
 account() {
     if [ "$QUERY" = json ]; then
-        timeout 60 sacct --duplicates --json "$@" 2>&1
+        timeout 30 sacct --duplicates --json "$@" 2>&1
     else
-        timeout 60 sacct --duplicates --noheader --parsable2 --delimiter="$fs" --format="$FIELDS" "$@" 2>&1
+        timeout 30 sacct --duplicates --noheader --parsable2 --delimiter="$fs" --format="$FIELDS" "$@" 2>&1
     fi
 }
 tell() {
@@ -104,7 +104,7 @@ tell() {
     code=$?
     case "$code $rows" in
         *"accounting storage is disabled"*)
-            rows=$(timeout 60 scontrol --oneliner --all show job 2>&1) || rows=
+            rows=$(timeout 30 scontrol --oneliner --all show job 2>&1) || rows=
             # "JobId=1 ArrayJobId=1 ...": the number is what stands behind the first, or the second
             rows=$(printf '%s\n' "$jobs" "$rows" | awk -F "$fs" -v fs="$fs" '
                 $1 == "J" { split($3, part, /[_+]/); if ($3) known[part[1]]; else if ($4) known[$4]; next }
