@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import shutil
+from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,16 @@ class _IndexUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         raise ValueError(f"its index names {module}.{name}, which no index needs: do not trust this file")
+
+
+def _enum_member(enum: Any, name: str) -> Any:
+    """What `getattr` is to an index: the early Pythons 3.11 write an enum's member so."""
+    if isinstance(enum, EnumMeta) and name in enum.__members__:
+        return enum.__members__[name]
+    raise ValueError(f"its index reads {enum}.{name}, which no index needs: do not trust this file")
 
 
 def _refuse_another_model(checkpoint: Path, index: Metadata, tensors: dict[str, Any]) -> None:

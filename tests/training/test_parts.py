@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from nemorun.config import Partial, dumps, loads
 from nemorun.errors import ConfigError
@@ -26,7 +27,7 @@ from nemorun.training import (
     TrainerConfig,
     TrainingError,
 )
-from nemorun.training.checkpoint import SafeReader, complete, damage
+from nemorun.training.checkpoint import SafeReader, _IndexUnpickler, complete, damage
 from nemorun.training.loss import IGNORE, cross_entropy_sum
 from nemorun.training.metrics import Metrics
 from nemorun.training.optim import build_optimizer, learning_rate
@@ -115,6 +116,26 @@ def test_a_seed_that_was_set_for_the_run_counts_where_the_recipe_names_none(
 def test_ranks_that_were_not_started_are_missed() -> None:
     with pytest.raises(TrainingError, match=r"trainer.devices=2 are 2 ranks, but WORLD_SIZE is 1"):
         pretrain(GPTConfig(), TrainerConfig(devices=2))
+
+
+class ByName:
+    """Something that is pickled as the attribute of another, as Python 3.11.2 does with an enum's members."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.owner, self.name)
+
+
+def test_an_index_of_an_early_python_3_11_is_read(tmp_path: Path) -> None:
+    member = _MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(ByName(_MEM_FORMAT_ENCODING, member.name)))
+    with (tmp_path / ".metadata").open("rb") as file:
+        assert _IndexUnpickler(file).load() is member
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(ByName(torch.Size, "__init__")))
+    with pytest.raises(ValueError, match=r"Size.*__init__, which no index needs"):
+        SafeReader(tmp_path).read_metadata()
 
 
 def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
