@@ -35,6 +35,9 @@ class Attempt:
     uid: str
     restart: int = 0
     """Which start of this pod's container, from 0."""
+    replaced: bool = False
+    """Its container was started again since."""
+    container: str = ""
     node: str = ""
     started_at: float | None = None
     ended_at: float | None = None
@@ -81,11 +84,15 @@ def _starts(pod: Object) -> Iterator[Attempt]:
     """The starts of a pod's container that it still tells of: the last, and the one before."""
     status = container_status(pod)
     restarts = int(status.get("restartCount") or 0)
-    base = Attempt(index_of(pod), 0, pod["metadata"]["name"], pod["metadata"]["uid"], node=node_of(pod))
+    metadata = pod["metadata"]
+    container = pod["spec"]["containers"][0]["name"]
+    base = Attempt(
+        index_of(pod), 0, metadata["name"], metadata["uid"], node=node_of(pod), container=container
+    )
     if restarts and (before := (status.get("lastState") or {}).get("terminated")):
         # the pod itself goes on: that it is being ended, say, is nothing of this start's
         end = how_ended({}, before)
-        yield _ended(replace(base, restart=restarts - 1), before, end.reason, end.words)
+        yield _ended(replace(base, restart=restarts - 1, replaced=True), before, end.reason, end.words)
     state = status.get("state") or {}
     if end_ := pod_end(pod):
         yield _ended(replace(base, restart=restarts), state.get("terminated") or {}, end_.reason, end_.words)

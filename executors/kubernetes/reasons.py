@@ -160,7 +160,8 @@ def ended(pod: Object) -> End | None:
 
 def how_ended(pod: Object, terminated: Mapping[str, Any]) -> End:
     status = pod.get("status", {})
-    code = terminated.get("exitCode")
+    # an operator may want another code for "to be resumed" than ours
+    code = report(terminated.get("message") or "").get("exit_code", terminated.get("exitCode"))
     said = _one_line(status.get("message") or "")
     if status.get("phase") == "Succeeded" or code == 0:
         return End(Reason.NONE, "", 0)
@@ -187,21 +188,19 @@ def how_ended(pod: Object, terminated: Mapping[str, Any]) -> End:
     return End(reason, _last_word(terminated.get("message") or ""), code)
 
 
-def failure(message: str) -> Object:
-    """The note that the start script leaves of the first rank that failed: `{"rank": 3, "error": …}`."""
+def report(message: str) -> Object:
+    """What the pod's supervisor has left: `{"attempt": 2, "rank": 3, "exit_code": 1, "error": "..."}`."""
     with suppress(ValueError):
-        note = json.loads(message)
-        if isinstance(note, dict):
-            return note
+        found = json.loads(message)
+        if isinstance(found, dict):
+            return found
     return {}
 
 
 def _last_word(message: str) -> str:
-    note = failure(message)
-    if "error" in note:
-        return str(note["error"])
+    said = report(message)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1][-300:] if lines and not note else ""
+    return str(said.get("error") or "") if said else lines[-1][-300:] if lines else ""
 
 
 def code_in_words(code: int | None) -> str:

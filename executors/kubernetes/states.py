@@ -7,20 +7,28 @@ taken for succeeded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nemorun.executors.kubernetes.attempts import Attempt
 from nemorun.executors.kubernetes.reasons import (
     Object,
     code_in_words,
-    condition,
     container_status,
-    failure,
     node_of,
-    timestamp,
+    report,
     waiting,
     without_pods,
+)
+from nemorun.executors.kubernetes.workloads import (
+    FAILED,
+    SUCCEEDED,
+    end_of,
+    finished,
+    is_suspended,
+    pods_wanted,
+    queue_of,
+    waits_for,
 )
 from nemorun.job import JobState, JobStatus, Reason
 
@@ -29,9 +37,10 @@ SUBMISSION_LAG = 120.0
 #: Seconds for which a workload that was seen to run may go unseen, and still be known to have been deleted.
 JUST_SEEN = 60.0
 
-_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-_SUCCEEDED = ("Complete", "Completed", "Succeeded")
-#: Ends that follow from another's.
+#: Seconds within which pods end that end for one cause; a Job waits longer before it starts another.
+TOGETHER = 8.0
+_OWN = (Reason.EXIT_CODE, Reason.SIGNAL)
+#: How a pod ends that was told to, since another had failed.
 _CONSEQUENCES = (137, 143)
 
 
@@ -67,12 +76,12 @@ def status(seen: Evidence) -> JobStatus:
     """The table. The first line that applies is the answer."""
     if seen.workload is None:
         return _gone(seen)
-    succeeded = _finished(seen.workload, _SUCCEEDED)
-    failed = _finished(seen.workload, ("Failed",))
+    succeeded = finished(seen.workload, SUCCEEDED)
+    failed = finished(seen.workload, FAILED)
     if succeeded:
-        return _now(seen, JobState.SUCCEEDED, code=0, ended_at=_end(seen.workload, succeeded))
+        return _now(seen, JobState.SUCCEEDED, code=0, ended_at=end_of(seen.workload, succeeded))
     if failed and seen.cancelled:  # what is told to stop while it is deleted may end as failed first
-        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, ended_at=_end(seen.workload, failed))
+        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, ended_at=end_of(seen.workload, failed))
     if failed:
         return _failed(seen, failed)
     if seen.cancelled or seen.workload["metadata"].get("deletionTimestamp"):
@@ -80,38 +89,6 @@ def status(seen: Evidence) -> JobStatus:
     if is_suspended(seen.workload):
         return _suspended(seen, seen.workload)
     return _active(seen, seen.workload)
-
-
-def is_over(workload: Object) -> bool:
-    return bool(_finished(workload, (*_SUCCEEDED, "Failed")))
-
-
-def _finished(workload: Object, kinds: Iterable[str]) -> Object:
-    return next((found for kind in kinds if (found := condition(workload, kind))), {})
-
-
-def _end(workload: Object, finished: Object) -> float | None:
-    return timestamp(workload.get("status", {}).get("completionTime") or finished.get("lastTransitionTime"))
-
-
-def pods_wanted(workload: Object) -> int:
-    """How many pods run at once when all do."""
-    spec = workload.get("spec", {})
-    if replicas := spec.get("pytorchReplicaSpecs"):
-        return sum(int(one.get("replicas", 1)) for one in replicas.values())
-    if jobs := spec.get("replicatedJobs"):
-        each = (
-            (one.get("replicas", 1), one["template"].get("spec", {}).get("parallelism", 1)) for one in jobs
-        )
-        return sum(int(replicas) * int(pods) for replicas, pods in each)
-    if "runtimeRef" in spec or "trainer" in spec:
-        return int((spec.get("trainer") or {}).get("numNodes") or 1)
-    return int(spec.get("parallelism") or 1)
-
-
-def is_suspended(workload: Object) -> bool:
-    spec = workload.get("spec", {})
-    return bool(spec.get("suspend") or (spec.get("runPolicy") or {}).get("suspend"))
 
 
 def _now(
@@ -126,6 +103,8 @@ def _now(
     """A status with what is known of attempts."""
     number = max((one.number for one in seen.attempts), default=0)
     started = min((one.started_at for one in seen.attempts if one.started_at), default=None)
+    for one in seen.attempts:  # those that a pod's supervisor made in place are more than its pods
+        number = max(number, report(one.note).get("attempt", 0))
     return JobStatus(state, reason, message, code, number, started, ended_at)
 
 
@@ -150,7 +129,7 @@ def _gone(seen: Evidence) -> JobStatus:
 
 def _failed(seen: Evidence, failed: Object) -> JobStatus:
     assert seen.workload is not None
-    at = _end(seen.workload, failed)
+    at = end_of(seen.workload, failed)
     said = " ".join(str(failed.get("message") or "").split())
     if "deadline" in f"{failed.get('reason')} {said}".lower():
         words = f"{said[:1].lower()}{said[1:]}; ask for more with active_deadline"
@@ -162,33 +141,32 @@ def _failed(seen: Evidence, failed: Object) -> JobStatus:
 
 
 def first_failed(attempts: Sequence[Attempt]) -> Attempt | None:
-    """Of the last attempt that failed: the pod that failed first, and not because another one had."""
+    """Who failed first, the last time that something failed; others end with it, or for it."""
     ends = [one for one in attempts if one.over and one.reason is not Reason.NONE]
-    if not ends:
-        return None
-    last = max(one.number for one in ends)
-    # a pod that failed is replaced alone: of the others an earlier attempt is the last one
-    ends = [one for one in ends if one.number == last]
-    own = [one for one in ends if one.code is not None and one.code not in _CONSEQUENCES]
+    own = [one for one in ends if one.reason in _OWN and one.code not in _CONSEQUENCES]
     own += [one for one in ends if one.reason is Reason.OUT_OF_MEMORY]
-    return min(own or ends, key=lambda one: one.ended_at or float("inf"))
+    ends = own or ends
+    last = max((one.ended_at or 0 for one in ends), default=0)
+    together = [one for one in ends if (one.ended_at or 0) >= last - TOGETHER]
+    return min(together, key=lambda one: one.ended_at or last, default=None)
 
 
 def in_words(one: Attempt) -> str:
-    """`rank 3 on dgx-007: ValueError: …`, or `pod train-x-0-abcde on dgx-007 ended with 3: …`."""
-    note = failure(one.note)
-    where = f" on {one.node}" if one.node else ""
-    if "error" in note and "rank" in note and one.reason in (Reason.EXIT_CODE, Reason.SIGNAL):
-        return f"rank {note['rank']}{where}: {note['error']}"
+    """`rank 3 on dgx-007: ValueError: ...`, or `pod train-x-0-abcde on dgx-007 ended with 3: ...`."""
+    said = report(one.note)
+    failed = one.reason in _OWN
+    who = f"rank {said['rank']}" if failed and "rank" in said else f"pod {one.pod}"
+    where = f"{who} on {one.node}" if one.node else who
     told = f": {one.words}" if one.words else ""
-    if one.reason in (Reason.EXIT_CODE, Reason.SIGNAL) and one.code is not None:
-        return f"pod {one.pod}{where} ended with {code_in_words(one.code)}{told}"
-    return f"pod {one.pod}{where}{told}"
+    if failed and one.code is not None and not said.get("error"):
+        return f"{where} ended with {code_in_words(one.code)}{told}"
+    return f"{where}{told}"
 
 
 def _suspended(seen: Evidence, workload: Object) -> JobStatus:
-    queue = (workload["metadata"].get("labels") or {}).get(_QUEUE_LABEL)
-    if queue:
+    if waits_for(workload):
+        return _now(seen, JobState.PENDING, Reason.DEPENDENCY)
+    if queue := queue_of(workload):
         told = next((event.get("message", "") for event in _own_events(seen) if _is_kueue(event)), "")
         words = f"in queue '{queue}' of Kueue" + (f": {' '.join(told.split())}" if told else "")
         return _now(seen, JobState.PENDING, Reason.RESOURCES, words)
