@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from nemorun.errors import ConfigError, did_you_mean
 from nemorun.executors.slurm.facts import Facts, Nodes, Partition, gpus_of
@@ -140,7 +140,7 @@ def _of_nodes(options: Options, count: int, where: str, nodes: list[Nodes]) -> I
         yield f"nodes={count}: only {there} nodes of {where} have what each of them must have"
 
 
-def _has(kind: str):  # type: ignore[no-untyped-def]
+def _has(kind: str) -> Callable[[Nodes], int]:
     return lambda node: node.gpus.get(kind, 0) if kind else sum(node.gpus.values())
 
 

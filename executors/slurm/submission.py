@@ -16,6 +16,7 @@ from nemorun.executors.slurm.payload import Payload
 from nemorun.executors.slurm.units import SlurmRendered
 from nemorun.remote.connection import Completed
 from nemorun.remote.errors import ConnectionLost, RemoteError
+from nemorun.remote.paths import quote_path
 
 if TYPE_CHECKING:
     from nemorun.executors.slurm.executor import SlurmExecutor
@@ -62,8 +63,6 @@ def interpreter(executor: SlurmExecutor) -> str:
         return ""
     if executor.venv is None:
         return "" if executor.tunnel == "local" else "python3"
-    from nemorun.remote.paths import quote_path
-
     return quote_path(f"{executor.venv}/bin/python3")
 
 
