@@ -194,7 +194,7 @@ def _there(executor: KubernetesExecutor, job: JobSpec, word: str) -> str:
 
 def _literal(text: str) -> str:
     """Kubernetes puts variables in for `$(NAME)`, and takes `$$` for `$`: say that none is meant."""
-    return re.sub(r"\$(?=[$(])", "$$$$", text)
+    return re.sub(r"\$(?=[$(])", "$$", text)
 
 
 # --- its environment
