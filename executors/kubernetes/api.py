@@ -152,7 +152,7 @@ class Api:
         """
         path = self.path_to(manifest)
         collection = path.rpartition("/")[0]
-        give_up = time.monotonic() + PATIENCE
+        give_up, pause = time.monotonic() + PATIENCE, 0.2
         while True:
             try:
                 return self.call("POST", collection, manifest, once=True)
@@ -169,8 +169,10 @@ class Api:
                 ) from None
             if found is not None:
                 return found
-            if time.monotonic() > give_up:
+            if time.monotonic() + pause > give_up:
                 raise problem
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
 
     def dry_run(self, manifest: Object) -> Object:
         """What the server would make of it, with all its checks and defaults; nothing is created."""
