@@ -126,11 +126,13 @@ def _of_nodes(options: Options, count: int, where: str, nodes: list[Nodes]) -> I
         gpus.values()
     )
     fitting = nodes
-    for name, wanted, has in (
+    needs: list[tuple[str, int, Callable[[Nodes], int]]] = [
         ("CPUs", cpus, lambda node: node.cpus),
         ("MB of memory", int(memory), lambda node: node.memory),
-        *((f"GPUs{f' of type {kind}' if kind else ''}", number, _has(kind)) for kind, number in gpus.items()),
-    ):
+    ]
+    for kind, number in gpus.items():
+        needs.append((f"GPUs{f' of type {kind}' if kind else ''}", number, _has(kind)))
+    for name, wanted, has in needs:
         most = max(map(has, nodes), default=wanted)
         if wanted > most:
             yield f"{wanted} {name} on each node: no node of {where} has more than {most}"
