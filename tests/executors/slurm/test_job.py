@@ -339,7 +339,7 @@ def jobs(rig: Rig) -> Iterator[Jobs]:
 def test_cancelling_resumes_nothing(jobs: Jobs) -> None:
     """Ranks that are told to stop save and ask to be resumed, whoever told them."""
     for name in ("cancelled", "cancelled-deaf", "preempted", "terminated"):
-        eventually(lambda name=name: (jobs.folder / f"tasks/{name}/logs/attempt-1/rank-0.log").exists(), 20)
+        eventually((jobs.folder / f"tasks/{name}/logs/attempt-1/rank-0.log").exists, 20)
     jobs.preempt("node004")  # for the test below: it waits for long
     jobs.as_alice(f"scancel {jobs.ids['cancelled']} {jobs.ids['cancelled-deaf']}")
     assert jobs.wait("cancelled") == ["began 1", "ended 1 cancelled 75"]
@@ -423,7 +423,7 @@ def test_hard_limits_and_lost_nodes(rig: Rig, request: pytest.FixtureRequest) ->
     def nodes(name: str) -> str:
         """Those of the last attempt."""
         journal = jobs.folder / "tasks" / name / "journal"
-        began = [line for line in eventually(journal.read_text, 20).splitlines() if " began " in line]
+        began = [line for line in journal.read_text().splitlines() if " began " in line]
         return began[-1].split()[-1]
 
     def ends_elsewhere(name: str, node: str) -> None:
@@ -432,8 +432,7 @@ def test_hard_limits_and_lost_nodes(rig: Rig, request: pytest.FixtureRequest) ->
         assert events[-1] == "ended 2 succeeded 0" and node not in nodes(name)
 
     # A node of two fails.
-    for name in ("first", "other"):
-        eventually(lambda name=name: jobs.journal(name), 20)
+    eventually(lambda: jobs.journal("first") and jobs.journal("other"), 20)
     node = next(node for node in nodes("other").split(",")[::-1] if node != nodes("first"))
     rig("exec", "ctl", "scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     rig("exec", "ctl", "scontrol", "update", f"nodename={node}", "state=resume")
