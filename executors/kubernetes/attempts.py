@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemorun.executors.kubernetes.reasons import Object, container_status, how_ended, node_of, timestamp
+from nemorun.executors.kubernetes.reasons import End, Object, container_status, how_ended, node_of, timestamp
 from nemorun.executors.kubernetes.reasons import ended as pod_end
 from nemorun.job import Reason
 
@@ -92,23 +92,23 @@ def _starts(pod: Object) -> Iterator[Attempt]:
     if restarts and (before := (status.get("lastState") or {}).get("terminated")):
         # the pod itself goes on: that it is being ended, say, is nothing of this start's
         end = how_ended({}, before)
-        yield _ended(replace(base, restart=restarts - 1, replaced=True), before, end.reason, end.words)
+        yield _ended(replace(base, restart=restarts - 1, replaced=True), before, end)
     state = status.get("state") or {}
-    if end_ := pod_end(pod):
-        yield _ended(replace(base, restart=restarts), state.get("terminated") or {}, end_.reason, end_.words)
+    if last := pod_end(pod):
+        yield _ended(replace(base, restart=restarts), state.get("terminated") or {}, last)
     elif "running" in state:
         yield replace(base, restart=restarts, started_at=timestamp(state["running"].get("startedAt")))
 
 
-def _ended(one: Attempt, terminated: Object, reason: Reason, words: str) -> Attempt:
+def _ended(one: Attempt, terminated: Object, end: End) -> Attempt:
     return replace(
         one,
         started_at=timestamp(terminated.get("startedAt")),
         ended_at=timestamp(terminated.get("finishedAt")),
         over=True,
-        reason=reason,
-        words=words,
-        code=terminated.get("exitCode"),
+        reason=end.reason,
+        words=end.words,
+        code=end.code,
         note=terminated.get("message") or "",
     )
 

@@ -145,7 +145,7 @@ def first_failed(attempts: Sequence[Attempt]) -> Attempt | None:
     ends = [one for one in attempts if one.over and one.reason is not Reason.NONE]
     own = [one for one in ends if one.reason in _OWN and one.code not in _CONSEQUENCES]
     own += [one for one in ends if one.reason is Reason.OUT_OF_MEMORY]
-    ends = own or ends
+    ends = list({one.index: one for one in sorted(own or ends, key=lambda one: one.number)}.values())
     last = max((one.ended_at or 0 for one in ends), default=0)
     together = [one for one in ends if (one.ended_at or 0) >= last - TOGETHER]
     return min(together, key=lambda one: one.ended_at or last, default=None)
@@ -167,15 +167,13 @@ def _suspended(seen: Evidence, workload: Object) -> JobStatus:
     if waits_for(workload):
         return _now(seen, JobState.PENDING, Reason.DEPENDENCY)
     if queue := queue_of(workload):
-        told = next((event.get("message", "") for event in _own_events(seen) if _is_kueue(event)), "")
+        name = f"{workload['kind']}-{workload['metadata']['name']}-".lower()  # Kueue adds a hash
+        about = (event for event in seen.events if event["involvedObject"]["name"].startswith(name))
+        told = next((event.get("message", "") for event in about), "")
         words = f"in queue '{queue}' of Kueue" + (f": {' '.join(told.split())}" if told else "")
         return _now(seen, JobState.PENDING, Reason.RESOURCES, words)
     words = f"{seen.handle or workload['metadata']['name']} starts when its `suspend` is set to false"
     return _now(seen, JobState.PENDING, Reason.SUSPENDED, words)
-
-
-def _is_kueue(event: Object) -> bool:
-    return "kueue" in str(event.get("source", {}).get("component") or event.get("reportingComponent"))
 
 
 def _own_events(seen: Evidence) -> list[Object]:
