@@ -1,8 +1,12 @@
 # Opens a terminal in an allocation, which it takes where there is none. POSIX sh, after prelude.sh, on a terminal.
 # In: EXP (the session's folder, under JOB_DIR), RC (what the shell reads, in there), JOB (an allocation, or nothing),
 # OPTIONS (of salloc, quoted for a shell), JOB_NAME, KEEP (yes: the allocation stays), NODE (which of its
-# nodes; the first one without), AGAIN (the command that comes back).
+# nodes; the first one without), AGAIN (the command that comes back), SECRETS (a file that goes when the session does).
 cd "$JOB_DIR/$EXP" || exit 1
+if [ -n "$SECRETS" ]; then
+    trap 'rm -f "$SECRETS"' EXIT
+    trap 'exit 129' HUP
+fi
 export RC NODE
 # shellcheck disable=SC2016
 enter='
@@ -12,7 +16,8 @@ exec srun --jobid="$job" --overlap --nodes=1 --ntasks=1 --cpu-bind=none ${NODE:+
     bash --rcfile "$RC" -i
 '
 if [ -z "$JOB" ] && [ "$KEEP" = no ]; then
-    eval "exec salloc $OPTIONS sh -c \"\$enter\""
+    eval "salloc $OPTIONS sh -c \"\$enter\""
+    exit
 fi
 if [ -z "$JOB" ]; then
     eval "salloc --no-shell $OPTIONS" || exit

@@ -26,6 +26,7 @@ from nemorun.executors.slurm.script import environment
 from nemorun.executors.slurm.submission import interpreter, probe, refuse
 from nemorun.executors.slurm.units import SlurmRendered, Unit
 from nemorun.job import JobRef, JobSpec
+from nemorun.remote import terminal
 
 if TYPE_CHECKING:
     from nemorun.executors.slurm.executor import SlurmExecutor
@@ -54,12 +55,8 @@ def release(executor: SlurmExecutor, token: str) -> list[str]:
     """Cancel the allocations of that session; their ids."""
     cluster = cluster_of(executor)
     unit = token.partition(".")[2]
-    name = shlex.quote(f"{unit}.{experiment_id(token)}")
-    command = (
-        f'jobs=$(squeue --noheader --user="$(id -un)" --name={name} --format=%A) && '
-        '{ [ -z "$jobs" ] || scancel $jobs; } && echo $jobs'
-    )
-    done = cluster.run(cluster.command("prelude.sh") + f"\n{command}", retry=True)
+    name = f"{unit}.{experiment_id(token)}"
+    done = cluster.run(cluster.command("release.sh", JOB_NAME=name), retry=True)
     if done.returncode:
         raise SubmitError(f"{cluster.name}: {done.stderr.strip()}")
     return done.stdout.split()
@@ -67,6 +64,7 @@ def release(executor: SlurmExecutor, token: str) -> list[str]:
 
 def attach(executor: SlurmExecutor, ref: JobRef, job: JobSpec, rank: int) -> int:
     """On the rank's node, in the task's environment; in a new container of its image, where there is one."""
+    terminal.require()
     cluster = cluster_of(executor)
     folder = remote_run_dir(ref.token, ref.run_dir)
     node = rank // job.resources.ntasks_per_node
@@ -94,6 +92,7 @@ def _sit(
     ending: str,
     again: str | None,
 ) -> int:
+    terminal.require()  # before anything is sent
     assert isinstance(rendered, SlurmRendered)
     (unit,), (job,) = rendered.units, rendered.jobs
     if executor.het_groups:
@@ -106,7 +105,19 @@ def _sit(
     facts = probe(cluster, tuple(payload.archives), interpreter(executor))
     refuse(executor, rendered, facts, cluster.name)
     begin = _beginning(executor, job, options, ending)
-    living = _settle(cluster, payload, facts.have, unit, begin, options["job-name"])
+    command = cluster.command(
+        "settle.sh",
+        EXP=payload.folder,
+        WANTED=" ".join(payload.archives),
+        TASK=unit.name,
+        RC=begin,
+        JOB_NAME=options["job-name"],
+        MARK=mark if again else "",
+    )
+    done = cluster.run(command, payload.packed(facts.have, 1), retry=True)
+    if done.returncode:
+        raise SubmitError(f"{cluster.name}: {done.stderr.strip()}")
+    living = [line.split() for line in done.stdout.splitlines()]
     if again and living and living[0][1:] != mark.split():
         raise SubmitError(
             f"{cluster.name}: the allocation {living[0][0]} is kept for '{unit.name}' with other resources "
@@ -121,30 +132,21 @@ def _sit(
         KEEP="yes" if again else "no",
         JOB=living[0][0] if again and living else "",
         AGAIN=again or "",
+        SECRETS=f"tasks/{unit.name}/secrets",
     )
 
 
 def _enter(cluster: Cluster, experiment: str, rc: str, **variables: str) -> int:
-    settings = {"OPTIONS": "", "JOB_NAME": "", "KEEP": "no", "NODE": "", "AGAIN": "", **variables}
+    settings = {
+        "OPTIONS": "",
+        "JOB_NAME": "",
+        "KEEP": "no",
+        "NODE": "",
+        "AGAIN": "",
+        "SECRETS": "",
+        **variables,
+    }
     return cluster.connection.interact(cluster.command("enter.sh", EXP=experiment, RC=rc, **settings))
-
-
-def _settle(
-    cluster: Cluster, payload: Payload, have: frozenset[str], unit: Unit, begin: str, name: str
-) -> list[list[str]]:
-    """Send all that is not there yet; the words that tell of living allocations of that name."""
-    command = cluster.command(
-        "settle.sh",
-        EXP=payload.folder,
-        WANTED=" ".join(payload.archives),
-        TASK=unit.name,
-        RC=begin,
-        JOB_NAME=name,
-    )
-    done = cluster.run(command, payload.packed(have, 1), retry=True)
-    if done.returncode:
-        raise SubmitError(f"{cluster.name}: {done.stderr.strip()}")
-    return [line.split() for line in done.stdout.splitlines()]
 
 
 def _interactive(unit: Unit, job: JobSpec) -> str:
@@ -170,11 +172,11 @@ def _beginning(executor: SlurmExecutor, job: JobSpec, options: Options, ending: 
 
 
 _RUN = """\
-rm -f "$RUN/secrets"
 run() {
     local number=1
     while ! mkdir "$RUN/run-$number" 2>/dev/null; do number=$((number + 1)); done
-    (cd "$SLURM_SUBMIT_DIR" && NEMORUN_RESULTS_DIR=$RUN/run-$number/results exec bash -l "$NEMORUN_TASK.sbatch")
+    local results=$RUN/run-$number/results
+    (cd "$SLURM_SUBMIT_DIR" && NEMORUN_RESULTS_DIR=$results exec bash -l "$NEMORUN_TASK.sbatch")
 }
 history -s run
 echo "nemorun: \\`run\\` starts it on all ranks, with results in $RUN/run-N:" >&2

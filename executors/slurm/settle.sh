@@ -1,7 +1,13 @@
 # Puts what an interactive session needs into its folder. POSIX sh, after prelude.sh.
 # In: EXP (the folder, under JOB_DIR), WANTED (archives: paths under JOB_DIR), TASK, RC (what the shell reads),
-# JOB_NAME. On stdin a tar.gz: `place` and `tasks` (what goes to EXP), `archives` (those that are not there yet).
+# JOB_NAME, MARK (the comment that a living allocation must have; if it has another one, nothing is done). On stdin
+# a tar.gz: `place` and `tasks` (what goes to EXP), `archives` (those that are not there yet).
 # Out: a line `JOBID COMMENT` for each living allocation of that name.
+living=$(squeue --noheader --user="$(id -un)" --name="$JOB_NAME" --format='%A %k') || exit 1
+case "$MARK:$living" in
+:* | *: | *" $MARK") ;;
+*) echo "$living" && exit ;;
+esac
 umask 077
 base=$JOB_DIR/experiments
 mkdir -p "$base" "$JOB_DIR/code" "$JOB_DIR/lib" "$JOB_DIR/$EXP/code" || exit 1
@@ -27,4 +33,4 @@ for path in $WANTED; do
 done
 rm -f "$JOB_DIR/$EXP/nemorun"
 cp -RPf "$in/place/." "$in/tasks" "$JOB_DIR/$EXP/" && printf '%s' "$RC" >"$JOB_DIR/$EXP/$TASK.rc" || exit 1
-squeue --noheader --user="$(id -un)" --name="$JOB_NAME" --format='%A %k'
+[ -z "$living" ] || echo "$living"

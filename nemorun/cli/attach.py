@@ -39,7 +39,6 @@ def attach(
     record.refresh()
     status = record.statuses[name]
     if status.state is not JobState.RUNNING:
-        raise NemorunError(
-            f"there is nothing to attach to: task '{name}' of {record.name} ({record.id}) is {describe(status)}"
-        )
+        whose = f"task '{name}' of {record.name} ({record.id})"
+        raise NemorunError(f"there is nothing to attach to: {whose} is {describe(status)}")
     return executor.attach(record.ref(name), spec, rank)

@@ -1,4 +1,4 @@
-"""What `shell`, `debug` and `attach` share: a task of one line, checked and frozen as for a run, not recorded."""
+"""What `shell`, `debug` and `attach` share: a task, checked and frozen as for a run, but not recorded."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def interactive(executor: Executor) -> Interactive:
         return executor
     if executor.type == "local":
         raise NemorunError(
-            "the executor 'local' runs tasks on this machine: the shell that you are in is the place already; -e "
-            "NAME chooses another one"
+            "the executor 'local' runs tasks on this machine: the shell that you are in is the place already "
+            "(-e NAME chooses another one)"
         )
     raise NemorunError(f"an executor of type {executor.type!r} has no interactive sessions")
 

@@ -35,7 +35,8 @@ def shell(
 
     words = tuple(overrides or ())
     if recipe is not None and is_override(recipe):
-        recipe, words = None, (recipe, *words)
+        words = (recipe, *words)
+        recipe = None
     name = "shell" if recipe is None else to_name(recipe_name(recipe))
     request = Request(
         recipe=recipe,

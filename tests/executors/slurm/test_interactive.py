@@ -115,11 +115,15 @@ def desk(desk_by: Callable[[str], Desk]) -> Desk:
     return desk_by("paramiko")
 
 
-def test_a_shell_with_the_executors_resources(desk_by: Callable[[str], Desk], transport: str) -> None:
+def test_a_shell_with_the_executors_resources(
+    desk_by: Callable[[str], Desk], transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk = desk_by(transport)
-    shell = desk.sit("shell", "-e", "slurm", "executor.nodes=2")
+    monkeypatch.setenv("MY_TOKEN", "$ecret")
+    shell = desk.sit("shell", "-e", "slurm", "executor.nodes=2", "--secret", "MY_TOKEN")
     shell.expect("Granted job allocation")
     shell.do("stty size; cat jobs.py | head -n 1; echo $MINE", "30 100\r\nimport os\r\nit's mine")
+    shell.do("srun --ntasks=1 --nodes=1 sh -c 'echo \"<$MY_TOKEN>\"'", "<$ecret>")
     shell.resize(132, 43)
     shell.do('until [ "$(stty size)" = "43 132" ]; do :; done; echo resi""zed', "resized")
     shell.do('sh -c \'echo star""ted; exec sleep 600\'; echo ne""ver', "started")
@@ -130,6 +134,8 @@ def test_a_shell_with_the_executors_resources(desk_by: Callable[[str], Desk], tr
     assert shell.end() == 7
     assert shell.restored and "never" not in shell.shown
     eventually(lambda: not desk.queue())
+    assert list((desk.rig.home / desk.job_dir).rglob("job.sh"))
+    assert not list((desk.rig.home / desk.job_dir).rglob("secrets"))
 
 
 def test_debugging_in_an_allocation_that_stays(desk: Desk) -> None:
@@ -172,8 +178,9 @@ def test_a_request_that_waits_is_given_back(desk: Desk, verb: str) -> None:
     eventually(lambda: not desk.queue())
 
 
-def test_a_lost_connection_leaves_no_allocation(desk: Desk) -> None:
-    shell = desk.sit("shell", "-e", "slurm")
+def test_a_lost_connection_leaves_no_allocation(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "$ecret")
+    shell = desk.sit("shell", "-e", "slurm", "--secret", "MY_TOKEN")
     shell.expect(PROMPT)
     desk.rig.on_login(
         f"""for process in $(pgrep -u alice salloc); do
@@ -187,6 +194,7 @@ def test_a_lost_connection_leaves_no_allocation(desk: Desk) -> None:
     assert shell.end() == 2
     assert "the connection was lost" in shell.shown and shell.restored
     eventually(lambda: not desk.queue())
+    eventually(lambda: not list((desk.rig.home / desk.job_dir).rglob("secrets")))
 
 
 def test_attaching_to_a_running_task(desk: Desk) -> None:
@@ -222,7 +230,7 @@ def test_attaching_to_a_running_task(desk: Desk) -> None:
 def test_without_a_terminal_nothing_is_taken(desk: Desk) -> None:
     code, said = desk.call("shell", "-e", "slurm")
     assert code == 2 and "needs a terminal" in said
-    assert not desk.queue()
+    assert not (desk.rig.home / desk.job_dir).exists()
 
 
 def test_values_are_checked_before_anything_connects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +254,14 @@ def test_this_machine_is_the_place(
 
 
 @pytest.mark.parametrize(
-    "names", [("prelude", "settle"), ("prelude", "enter"), ("prelude", "attach"), ("session_rc", "session")]
+    "names",
+    [
+        ("prelude", "settle"),
+        ("prelude", "enter"),
+        ("prelude", "attach"),
+        ("prelude", "release"),
+        ("session_rc", "session"),
+    ],
 )
 def test_shellcheck(names: tuple[str, ...], tmp_path: Path) -> None:
     checker = Path(sys.executable).with_name("shellcheck")
