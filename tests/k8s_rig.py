@@ -1,4 +1,4 @@
-"""A real Kubernetes API server, and on demand a node that runs pods (scripts/k8s-rig), for the tests that need them."""
+"""A real Kubernetes API server (scripts/k8s-rig), and on demand a node that runs pods, for the tests."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def k8s_rig() -> Iterator[K8sRig]:
 
 @pytest.fixture(scope="session")
 def k8s_node(k8s_rig: K8sRig) -> K8sRig:
-    """The rig with its real node, `rig-node` (label rig/kind=real), which runs pods of the image `k8s_rig.image`."""
+    """The rig with its real node (label rig/kind=real), which runs pods of the image `k8s_rig.image`."""
     done = _rig("up", RIG_NODE="1")
     if done.returncode == 2:
         pytest.skip(f"no node for real pods here: {done.stderr.strip().splitlines()[-1]}")

@@ -57,14 +57,6 @@ PLURALS = {
     "TrainJob": "trainjobs",
 }
 
-#: The executor's kind -> API version and kind of what a task becomes.
-WORKLOADS = {
-    "job": ("batch/v1", "Job"),
-    "pytorchjob": ("kubeflow.org/v1", "PyTorchJob"),
-    "jobset": ("jobset.x-k8s.io/v1alpha2", "JobSet"),
-    "trainjob": ("trainer.kubeflow.org/v1alpha1", "TrainJob"),
-}
-
 _apis: dict[Hashable, Api] = {}
 _making = threading.Lock()
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemorun.errors import StoreError
-from nemorun.executors.kubernetes.api import WORKLOADS, Api, Object, api_of
+from nemorun.executors.kubernetes.api import Api, Object, api_of
 from nemorun.executors.kubernetes.names import EXPERIMENT_LABEL, experiment_id, object_name, parent_name
 from nemorun.executors.kubernetes.refusals import NotFound
+from nemorun.executors.kubernetes.workloads import KINDS
 from nemorun.job import JobRef
 
 if TYPE_CHECKING:
@@ -67,14 +68,14 @@ def _all_of_it(refs: Sequence[JobRef]) -> bool:
 def _delete_one(api: Api, executor: KubernetesExecutor, ref: JobRef) -> None:
     """What the other tasks need stays."""
     name = object_name(ref.token)
-    version, kind = WORKLOADS[executor.kind]
+    version, kind = KINDS[executor.kind]
     for path in (api.path(kind, name, version), api.path("Secret", name), api.path("Service", name)):
         api.delete(path)
 
 
 def _wait_until_taken(api: Api, executor: KubernetesExecutor, refs: Sequence[JobRef]) -> None:
     """Until no workload of theirs is there that is not being deleted: the rest follows it."""
-    version, kind = WORKLOADS[executor.kind]
+    version, kind = KINDS[executor.kind]
     names = {object_name(ref.token) for ref in refs}
     experiments = ",".join(sorted({experiment_id(ref.token) for ref in refs}))
     give_up = time.monotonic() + _PATIENCE

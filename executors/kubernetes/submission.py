@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from nemorun.errors import SubmitError, SubmitUnclear
 from nemorun.executors.base import Rendered
 from nemorun.executors.kubernetes.api import Api, Object, api_of
-from nemorun.executors.kubernetes.code import archives, with_library
+from nemorun.executors.kubernetes.code import code_objects, whole_parent
 from nemorun.executors.kubernetes.manifests import KubernetesRendered, Task
 from nemorun.executors.kubernetes.names import EXPERIMENT_LABEL
 from nemorun.executors.kubernetes.refusals import AlreadyExists, ApiError
@@ -32,7 +32,7 @@ def submit(executor: KubernetesExecutor, rendered: Rendered, secrets: Mapping[st
     """
     assert isinstance(rendered, KubernetesRendered)
     api = api_of(executor)
-    parent = with_library(rendered.parent)
+    parent = whole_parent(rendered)
     try:
         _on_all(lambda task: _try_out(api, task.workload), rendered.tasks)
     except ApiError as error:
@@ -40,8 +40,8 @@ def submit(executor: KubernetesExecutor, rendered: Rendered, secrets: Mapping[st
     maker = uuid.uuid4().hex
     owner = _create_parent(api, parent, maker)
     try:
-        for archive in archives(rendered):
-            _create(api, archive, owner)
+        for needed in code_objects(executor, rendered):
+            _create(api, needed, owner)
         _on_all(lambda task: _create_task(api, task, owner, secrets), rendered.tasks)
     except SubmitUnclear:
         raise

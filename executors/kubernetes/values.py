@@ -315,10 +315,9 @@ def check_job(executor: KubernetesExecutor, job: JobSpec) -> None:
             f"task '{job.name}': {job.retries} retries cannot be with kind='trainjob': how often a pod is "
             f"started again is what its runtime '{executor.runtime}' says"
         )
-    if executor.code == "configmap":
-        from nemorun.executors.kubernetes.code import check_size
+    from nemorun.executors.kubernetes.code import check_size
 
-        check_size(job)
+    check_size(executor, job)
 
 
 def resources(executor: KubernetesExecutor, wanted: Resources | None) -> Resources:
