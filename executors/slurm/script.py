@@ -109,8 +109,7 @@ def _environment(executor: SlurmExecutor, job: JobSpec) -> list[str]:
         root = shlex.quote(job.code_root or "") if shares_files(executor) else '"$NEMORUN_CODE"'
         lines.append(f'export NEMORUN_CODE="$PWD/code/{PurePath(job.code).name[:12]}"')
         lines.append(f"export NEMORUN_CODE_ROOT={root}")
-    if search := _search_path(executor, job):
-        lines.append(f"export PYTHONPATH={search}")
+    lines.append(f"export PYTHONPATH={_search_path(executor, job)}")
     if executor.venv:
         lines.append(f"export VIRTUAL_ENV={quote_path(executor.venv)}")
         if executor.container_image is None:
@@ -119,7 +118,10 @@ def _environment(executor: SlurmExecutor, job: JobSpec) -> list[str]:
 
 
 def _search_path(executor: SlurmExecutor, job: JobSpec) -> str:
-    """PYTHONPATH as a word. Folders of the launching machine are kept only where ranks see them, too."""
+    """PYTHONPATH as a word: frozen code, nemorun itself for scripts that import it, and what modules have set.
+
+    Folders of the launching machine are kept only where ranks see them, too.
+    """
     unpacked = (job.code or "").removesuffix(".tar.gz")
     given = job.env.get("PYTHONPATH", "")
     theirs = shares_files(executor) or given == executor.env_vars.get("PYTHONPATH")
@@ -130,4 +132,5 @@ def _search_path(executor: SlurmExecutor, job: JobSpec) -> str:
             words.append('"$NEMORUN_CODE"' if rest == "." else f'"$NEMORUN_CODE"/{shlex.quote(rest)}')
         elif theirs:
             words.append(shlex.quote(entry))
-    return ":".join(dict.fromkeys(words))
+    words += ['"$PWD/nemorun"', '"$PWD/nemorun/fallback"']
+    return ":".join(dict.fromkeys(words)) + '"${PYTHONPATH:+:$PYTHONPATH}"'

@@ -337,5 +337,10 @@ def test_a_script_and_a_command_run_from_the_frozen_code(laptop: Laptop) -> None
     (laptop.folder / "data" / "words.txt").write_text("with its data\n")
     done = laptop("run", "job.sh", "-e", "rig", "--", "one two")
     assert (done.returncode, done.stdout) == (0, "script one two\nwith its data\n"), done.stderr
+    (laptop.folder / "script.py").write_text(
+        "import sys, jobs, nemorun as run\nprint(sys.argv[1:], run.Resources(), jobs.__file__ != '')\n"
+    )
+    done = laptop("run", "script.py", "-e", "rig", "--", "it's", "$HOME")
+    assert done.stdout.startswith("""["it's", '$HOME'] Resources(nodes=1,"""), done.stderr + done.stdout
     done = laptop("run", "-e", "rig", "--", "sh", "-c", "exit 3")
     assert done.returncode == 1 and "ended with 3" in done.stderr

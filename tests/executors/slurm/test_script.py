@@ -173,7 +173,8 @@ def test_the_environment_alone_can_be_run(stage: Path) -> None:
     lines = f"{environment(executor, spec)}\nsrun"
     _, seen = perform(stage, lines, SCRATCH="/scratch")
     assert {name: seen[name] for name in AWKWARD} == AWKWARD
-    assert seen["PYTHONPATH"] == f"{stage}/code/4f2a91c07b3d:{stage}/code/4f2a91c07b3d/my src"
+    search = f"{stage}/code/4f2a91c07b3d:{stage}/code/4f2a91c07b3d/my src"
+    assert seen["PYTHONPATH"] == f"{search}:{stage}/nemorun:{stage}/nemorun/fallback"
     assert seen["PATH"].startswith("/scratch/venvs/nemo 2/bin:")
 
 
