@@ -118,7 +118,7 @@ def _environment(executor: SlurmExecutor, job: JobSpec) -> list[str]:
 
 
 def _search_path(executor: SlurmExecutor, job: JobSpec) -> str:
-    """PYTHONPATH as a word: frozen code, nemorun itself for scripts that import it, and what modules have set.
+    """PYTHONPATH as a word: frozen code, nemorun itself for scripts that import it, what modules have set.
 
     Folders of the launching machine are kept only where ranks see them, too.
     """
@@ -131,6 +131,6 @@ def _search_path(executor: SlurmExecutor, job: JobSpec) -> str:
         if rest is not None:
             words.append('"$NEMORUN_CODE"' if rest == "." else f'"$NEMORUN_CODE"/{shlex.quote(rest)}')
         elif theirs:
-            words.append(shlex.quote(entry))
-    words += ['"$PWD/nemorun"', '"$PWD/nemorun/fallback"']
-    return ":".join(dict.fromkeys(words)) + '"${PYTHONPATH:+:$PYTHONPATH}"'
+            words.append("'" + entry.replace("'", "'\\''") + "'")
+    words.append('"$PWD/nemorun:$PWD/nemorun/fallback${PYTHONPATH:+:$PYTHONPATH}"')
+    return ":".join(dict.fromkeys(words))
