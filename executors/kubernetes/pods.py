@@ -138,7 +138,7 @@ def _container(
     if executor.image_pull_policy:
         made["imagePullPolicy"] = executor.image_pull_policy
     if is_bare(executor, job):
-        made["command"] = [_literal(word) for word in job.command or ()]
+        made["command"] = _command(executor, job)
         made |= {"workingDir": executor.workdir} if executor.workdir else {}
     else:
         made |= {"command": ["sh", f"{HOME}/files/start.sh"], "args": _arguments(executor, job)}
@@ -180,9 +180,14 @@ def _arguments(executor: KubernetesExecutor, job: JobSpec) -> list[str]:
     """What `nemorun.worker` takes."""
     if job.task is not None:
         return [f"{run_dir(executor, job)}/task.yaml"]
+    return ["--command", "--", *_command(executor, job)]
+
+
+def _command(executor: KubernetesExecutor, job: JobSpec) -> list[str]:
+    """With the image's Python in place of the launcher's."""
     first, *words = job.command or ()
-    python = "python3" if first == sys.executable else _there(executor, job, first)
-    return ["--command", "--", *(_literal(w) for w in (python, *(_there(executor, job, w) for w in words)))]
+    words = ["python3" if first == sys.executable else first, *words]
+    return [_literal(_there(executor, job, word)) for word in words]
 
 
 def _there(executor: KubernetesExecutor, job: JobSpec, word: str) -> str:
