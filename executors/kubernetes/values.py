@@ -231,10 +231,6 @@ def check_fields(executor: KubernetesExecutor) -> None:
         value = getattr(executor, name)
         if not (value is None and name in optional) and (why := check(value)):
             raise ConfigError(f"{name}: {value!r} {why}")
-    if executor.image is None:
-        raise ConfigError(
-            "image: None is not an image; set the one that ranks run in, such as nvcr.io/nvidia/nemo:24.05"
-        )
     if executor.kubeconfig is not None and not Path(executor.kubeconfig).expanduser().is_file():
         raise ConfigError(f"kubeconfig: there is no file {executor.kubeconfig!r} on this machine")
     check_environment("env_vars", executor.env_vars)
@@ -306,6 +302,10 @@ def _check_trainjob(executor: KubernetesExecutor) -> None:
 
 def check_job(executor: KubernetesExecutor, job: JobSpec) -> None:
     """Raises ConfigError where this task cannot run as the fields say."""
+    if executor.image is None:
+        raise ConfigError(
+            "image: None is not an image; set the one that ranks run in, such as nvcr.io/nvidia/nemo:24.05"
+        )
     check_environment(f"env of task '{job.name}'", job.env)
     for word in job.command or ():
         if "\0" in word:
