@@ -114,11 +114,19 @@ def _is_distributed(executor: SlurmExecutor, job: JobSpec) -> bool:
     return several or job.resources.gpus_per_node > 0 or executor.launcher == "torchrun"
 
 
+#: Slurm warns the agent, which would die of it, and not the ranks, which have sessions of their own.
+_WARNED_AGENT = (
+    "trap : TERM",
+    r'trap "kill -USR2 \$(cat /proc/\$!/task/*/children)" USR2',
+    '(trap "" USR2; exec "$@") &',
+    "until wait $!; code=$?; ! kill -0 $! 2>/dev/null; do :; done",
+    "exit $code",
+)
+
+
 def _wrapper(executor: SlurmExecutor, job: JobSpec) -> list[str]:
     """A shell around each rank, for what only there is known."""
     steps = []
-    if executor.launcher == "torchrun" and job.resumable:
-        steps.append('trap "" USR2')  # the agent would die of it; the ranks listen again
     if executor.venv and executor.container_image is not None:
         steps.append('export PATH="$VIRTUAL_ENV/bin:$PATH"')
     if executor.launcher == "srun" and _is_distributed(executor, job):
@@ -130,7 +138,9 @@ def _wrapper(executor: SlurmExecutor, job: JobSpec) -> list[str]:
         steps.append(f"export NEMORUN_HET_GROUP=$(({' + '.join(f'(RANK >= {end})' for end in ends)}))")
         counts = " ".join(str(ranks) for _, ranks in sizes)
         steps.append(f"sizes=({counts}); export LOCAL_WORLD_SIZE=${{sizes[NEMORUN_HET_GROUP]}}")
-    lines = "".join(f"            {step}\n" for step in [*steps, 'exec "$@"'])
+    warned = executor.launcher == "torchrun" and job.resumable
+    steps += _WARNED_AGENT if warned else ['exec "$@"'] if steps else []
+    lines = "".join(f"            {step}\n" for step in steps)
     return [f"bash -c '\n{lines}        ' rank"] if steps else []
 
 
