@@ -175,3 +175,21 @@ class KubernetesExecutor(Executor):
         from nemorun.executors.kubernetes.checks import check
 
         return check(self)
+
+    def shell(self, rendered: Rendered, secrets: Mapping[str, str]) -> int:
+        from nemorun.executors.kubernetes.interactive import shell
+
+        return shell(self, rendered, secrets)
+
+    def debug(self, rendered: Rendered, secrets: Mapping[str, str], again: str) -> int:
+        from nemorun.executors.kubernetes.interactive import debug
+
+        return debug()
+
+    def release(self, token: str) -> list[str]:
+        return []  # nothing is ever kept
+
+    def attach(self, ref: JobRef, job: JobSpec, rank: int) -> int:
+        from nemorun.executors.kubernetes.interactive import attach
+
+        return attach(self, ref, job, rank)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -202,7 +203,7 @@ def _at_end(api: Api, ref: JobRef, seen: Evidence, now: JobStatus) -> JobStatus:
 
 
 def _has_secrets(workload: Object, name: str) -> bool:
-    return f'"secretRef": {{"name": "{name}"' in json.dumps(workload["spec"], sort_keys=True)
+    return re.search(rf'"secretKeyRef": {{[^}}]*"name": "{name}"', json.dumps(workload["spec"])) is not None
 
 
 def _bring_result(ref: JobRef, seen: Evidence, now: JobStatus) -> JobStatus:
