@@ -257,7 +257,7 @@ def environment(executor: KubernetesExecutor, job: JobSpec, host: str) -> dict[s
     if resources.world_size > 1 or resources.gpus_per_node:
         env["NEMORUN_DISTRIBUTED"] = "1"
         env |= {"NEMORUN_HOST": host, "NEMORUN_PORT": str(port(executor, job))}
-    if resources.nodes > 1:
+    if resources.nodes > 1 or executor.code == "pvc":
         env["NEMORUN_START_TIMEOUT"] = str(executor.start_timeout)
     if job.resumable:
         env["NEMORUN_RESUMABLE"] = "1"
