@@ -1,7 +1,7 @@
 """A person's shell on the cluster: in a pod of its own, or beside a running rank.
 
 The pod is submitted as a task is, with the same image, resources, environment, code and mounts; only that its
-command waits for the person, and ends when they have left: also when the launching machine just vanished.
+command waits for the person, and ends when they have left.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from nemorun.remote import terminal
 if TYPE_CHECKING:
     from nemorun.executors.kubernetes.executor import KubernetesExecutor
 
+#: Seconds after which a forgotten shell is ended: the cluster does not tell it that its person is gone.
+LONGEST = 12 * 3600
 #: The pod's own process: there while the shell is, and five minutes for it to come.
 _WAIT = """\
 trap 'exit 0' TERM
@@ -98,7 +100,9 @@ def _pod(executor: KubernetesExecutor, job: JobSpec) -> Object:
     alone = replace(job, task=None, command=words, resources=one, dependencies=(), resumable=False)
     if not pods.is_bare(executor, alone):
         words = ("sh", f"{pods.HOME}/files/start.sh", "--command", "--", *words)
-    return pods.bare_pod(executor, alone, [*words], object_name(job.token))
+    made = pods.bare_pod(executor, alone, [*words], object_name(job.token))
+    made["spec"].setdefault("activeDeadlineSeconds", executor.active_deadline or LONGEST)
+    return made
 
 
 def _wait_until_there(api: Api, name: str) -> None:

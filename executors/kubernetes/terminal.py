@@ -65,7 +65,12 @@ def _carry(socket: Any, tty: int) -> bytes | None:
 
     on_resize(0, None)
     sys.stdout.flush()
-    with terminal.handled(signal.SIGWINCH, on_resize), contextlib.suppress(WebSocketException, OSError):
+    with (
+        terminal.handled(signal.SIGWINCH, on_resize),
+        terminal.handled(signal.SIGHUP, _leave),
+        terminal.handled(signal.SIGTERM, _leave),
+        contextlib.suppress(WebSocketException, OSError),
+    ):
         terminal.make_raw(tty)
         sources = [socket.sock, resized, tty]
         while True:
@@ -90,6 +95,11 @@ def _carry(socket: Any, tty: int) -> bytes | None:
                     return None  # the terminal is gone
                 socket.send_binary(_STDIN + keys)
     return None
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """The window was closed: what was made for this session is to be deleted on the way out."""
+    raise SystemExit(128 + number)
 
 
 def _code(result: bytes, pod: str) -> int:
