@@ -29,9 +29,19 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: Fixtures of which there is one on a machine: the tests that use one run after each other, in one process.
+_SHARED = {"rig": "slurm", "k8s_rig": "kubernetes"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests run last, so that the others answer early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    for item in items:
+        # some ask for the fixture while they run
+        used = {"rig"} if "tests/remote/" in item.nodeid else {*getattr(item, "fixturenames", ())}
+        for fixture in used & _SHARED.keys():
+            item.add_marker(pytest.mark.xdist_group(_SHARED[fixture]))
 
 
 @pytest.fixture(autouse=True)
