@@ -1,0 +1,199 @@
+"""`nemorun executors check`: can this cluster be used from here, and as these fields say?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from nemorun.errors import NemorunError
+from nemorun.executors.base import Check
+from nemorun.executors.kubernetes import rights, volumes
+from nemorun.executors.kubernetes.api import PLURALS, Api, Object, api_of
+from nemorun.executors.kubernetes.quantities import amount
+from nemorun.executors.kubernetes.refusals import ApiError, Forbidden, NotFound
+from nemorun.executors.kubernetes.workloads import KINDS
+
+if TYPE_CHECKING:
+    from nemorun.executors.kubernetes.executor import KubernetesExecutor
+
+_KUEUE = ("v1beta1", "v1beta2")
+_INSTALL = {
+    "pytorchjob": "Kubeflow's training operator",
+    "jobset": "JobSet",
+    "trainjob": "Kubeflow Trainer",
+}
+
+
+def check(executor: KubernetesExecutor) -> list[Check]:
+    """One line a thing; the first two that fail hide those that need them."""
+    try:
+        executor.validate()
+    except NemorunError as error:
+        return [Check("fields", False, str(error))]
+    began = time.monotonic()
+    try:
+        api = api_of(executor)
+        version = api.get("/version").get("gitVersion", "?")
+    except NemorunError as error:
+        return [Check("connection", False, str(error))]
+    took = time.monotonic() - began
+    done = [Check("connection", True, f"{api.server}, Kubernetes {version}, in {took:.1f} s")]
+    done += _tried("namespace", lambda: _namespace(api))
+    if not all(one.ok for one in done):
+        return done
+    for name, look in (
+        ("rights", lambda: _rights(api, executor.kind)),
+        (KINDS[executor.kind][1], lambda: _kind(api, executor.kind)),
+        ("queue", lambda: _queue(api, executor.queue)),
+        ("volumes", lambda: _claims(api, executor)),
+        ("secrets", lambda: _secrets(api, executor)),
+        ("quota", lambda: _quotas(api, executor)),
+        ("nodes", lambda: _nodes(api, executor)),
+    ):
+        done += _tried(name, look)
+    return done
+
+
+def _tried(name: str, look: Callable[[], Iterable[Check]]) -> list[Check]:
+    try:
+        return list(look())
+    except ApiError as error:
+        return [Check(name, False, str(error))]
+
+
+def _namespace(api: Api) -> Iterator[Check]:
+    """Nobody needs the right to read namespaces: what would be created there tells."""
+    probe = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "nemorun-check"}}
+    try:
+        api.dry_run(probe)
+    except NotFound:
+        words = f"there is no namespace '{api.namespace}': ask for it, or set 'namespace' to one you have"
+        yield Check("namespace", False, words)
+        return
+    except Forbidden:  # that is a matter of rights
+        pass
+    yield Check("namespace", True, api.namespace)
+
+
+def _rights(api: Api, kind: str) -> Iterator[Check]:
+    lacking = rights.missing(api, kind)
+    if not lacking:
+        yield Check("rights", True, f"all {len(rights.needed(kind))} that are needed")
+    for words in rights.in_words(lacking):
+        yield Check(
+            "rights",
+            False,
+            f"you may not {words} in namespace '{api.namespace}': ask for the role of "
+            "docs/kubernetes-rbac.yaml",
+        )
+
+
+def _kind(api: Api, kind: str) -> Iterator[Check]:
+    version, name = KINDS[kind]
+    try:
+        known = {one["name"] for one in api.get(f"/apis/{version}")["resources"]}
+    except NotFound:
+        known = set()
+    if PLURALS[name] in known:
+        yield Check(name, True, f"the cluster knows {version}")
+    else:
+        yield Check(
+            name,
+            False,
+            f"the cluster knows no {name} ({version}): have {_INSTALL.get(kind, 'it')} installed, or set "
+            "kind=job",
+        )
+
+
+def _queue(api: Api, queue: str | None) -> Iterator[Check]:
+    if queue is None:
+        return
+    for version in _KUEUE:
+        path = api.path("LocalQueue", api_version=f"kueue.x-k8s.io/{version}")
+        try:
+            queues = [one["metadata"]["name"] for one in api.get(path)["items"]]
+        except NotFound:
+            continue
+        there = queue in queues
+        listed = f"; there are {', '.join(queues)}" if queues else "; it has none"
+        words = queue if there else f"namespace '{api.namespace}' has no queue '{queue}'{listed}"
+        yield Check("queue", there, words)
+        return
+    yield Check(
+        "queue", False, f"the cluster has no Kueue, so nothing would start '{queue}'; leave 'queue' out"
+    )
+
+
+def _claims(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
+    for mount in volumes.parse(executor.volumes):
+        claim = mount.source.get("persistentVolumeClaim", {}).get("claimName")
+        if claim is None:
+            continue
+        found = api.find(api.path("PersistentVolumeClaim", claim))
+        if found is None:
+            yield Check("volumes", False, f"namespace '{api.namespace}' has no claim '{claim}'; create it")
+        elif (phase := found.get("status", {}).get("phase")) == "Lost":
+            yield Check("volumes", False, f"claim '{claim}' has lost its volume")
+        else:
+            yield Check("volumes", True, f"claim '{claim}' is {str(phase).lower()}")
+
+
+def _secrets(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
+    for name in (*executor.image_pull_secrets, *executor.env_from_secrets):
+        there = api.find(api.path("Secret", name)) is not None
+        words = name if there else f"namespace '{api.namespace}' has no secret '{name}'; create it"
+        yield Check("secrets", there, words)
+
+
+def _quotas(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
+    """Is what one task asks for left?"""
+    nodes = executor.nodes or 1
+    wanted = {
+        "pods": nodes,
+        "count/jobs.batch": int(executor.kind == "job"),
+        "count/configmaps": 1 + (executor.code == "configmap"),
+        f"requests.{executor.gpu_resource}": nodes * (executor.num_gpus or 0),
+        "requests.cpu": nodes * amount(executor.cpus or 0),
+        "requests.memory": nodes * amount(executor.memory or 0),
+    }
+    try:
+        quotas = api.get(api.path("ResourceQuota"))["items"]
+    except Forbidden:
+        yield Check("quota", True, "not known: you may not list resourcequotas")
+        return
+    for quota in quotas:
+        hard, used = (quota.get("status", {}).get(key, {}) for key in ("hard", "used"))
+        for resource, asked in wanted.items():
+            if not asked or resource not in hard:
+                continue
+            left = amount(hard[resource]) - amount(used.get(resource, 0))
+            counts = f"{used.get(resource, 0)} of {hard[resource]} {resource} are used"
+            words = f"{quota['metadata']['name']}: {counts}"
+            if left < asked:
+                words += f", and a task asks for {asked:g}; wait, ask for less, or have it raised"
+            yield Check("quota", left >= asked, words)
+
+
+def _nodes(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
+    """GPUs of the nodes that a task could run on."""
+    try:
+        nodes = api.get("/api/v1/nodes")["items"]
+    except Forbidden:
+        yield Check("nodes", True, "not known: you may not list nodes")
+        return
+    fit = [one for one in nodes if _fits(one, executor.node_selector)]
+    gpus = [int(amount(one["status"].get("allocatable", {}).get(executor.gpu_resource, 0))) for one in fit]
+    wanted = executor.num_gpus or 0
+    enough = sum(1 for count in gpus if count >= wanted)
+    words = f"{len(fit)} of {len(nodes)} can be used, with {sum(gpus)} {executor.gpu_resource}"
+    asked = executor.nodes or 1
+    if enough < asked:
+        words += f"; a task asks for {asked} with {wanted} each, and {enough} have so many"
+    yield Check("nodes", enough >= asked, words)
+
+
+def _fits(node: Object, selector: dict[str, str]) -> bool:
+    labels = node["metadata"].get("labels", {})
+    open_ = not node.get("spec", {}).get("unschedulable")
+    return open_ and all(labels.get(key) == value for key, value in selector.items())

@@ -1,0 +1,78 @@
+"""The verbs that nemorun uses on a cluster, as docs/kubernetes-rbac.yaml grants them, and what a user lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nemorun.executors.kubernetes.api import PLURALS, Api, Object
+from nemorun.executors.kubernetes.workloads import KINDS
+
+
+class Right(NamedTuple):
+    verb: str
+    resource: str
+    """With its subresource: `pods/log`."""
+    group: str = ""
+
+
+_OWN = {
+    "configmaps": ("create", "delete", "get"),
+    "events": ("list",),
+    "pods": ("create", "delete", "get", "list", "watch"),
+    "pods/exec": ("create", "get"),
+    "pods/log": ("get",),
+    "secrets": ("create", "delete", "get"),
+    "services": ("create", "delete", "get"),
+}
+_WORKLOAD = ("create", "delete", "get", "list", "patch", "watch")
+
+
+def needed(kind: str) -> list[Right]:
+    """What a user needs for an executor of this kind."""
+    group = KINDS[kind][0].partition("/")[0]
+    own = [Right(verb, resource) for resource, verbs in _OWN.items() for verb in verbs]
+    return own + [Right(verb, PLURALS[KINDS[kind][1]], group) for verb in _WORKLOAD]
+
+
+def missing(api: Api, kind: str) -> list[Right]:
+    """Those that the user lacks: one question for all; what the answer leaves open is asked one by one."""
+    review = {"namespace": api.namespace}
+    answer = _review(api, "SelfSubjectRulesReview", review)["status"]
+    rules = answer.get("resourceRules") or []
+    open_ = [right for right in needed(kind) if not any(_grants(rule, right) for rule in rules)]
+    if not answer.get("incomplete"):
+        return open_
+    return [right for right in open_ if not _may(api, right)]
+
+
+def in_words(rights: list[Right]) -> Iterator[str]:
+    """One phrase for each resource: `get, list on pods/log`."""
+    for resource, group in dict.fromkeys((right.resource, right.group) for right in rights):
+        verbs = ", ".join(one.verb for one in rights if (one.resource, one.group) == (resource, group))
+        yield f"{verbs} on {resource}" + (f" of {group}" if group else "")
+
+
+def _may(api: Api, right: Right) -> bool:
+    resource, _, sub = right.resource.partition("/")
+    asked = {"namespace": api.namespace, "verb": right.verb, "group": right.group, "resource": resource}
+    review = {"resourceAttributes": {**asked, "subresource": sub}}
+    return bool(_review(api, "SelfSubjectAccessReview", review)["status"].get("allowed"))
+
+
+def _review(api: Api, kind: str, spec: Object) -> Object:
+    version = "authorization.k8s.io/v1"
+    body = {"apiVersion": version, "kind": kind, "spec": spec}
+    return api.call("POST", f"/apis/{version}/{kind.lower()}s", body)
+
+
+def _grants(rule: Object, right: Right) -> bool:
+    if rule.get("resourceNames"):
+        return False
+    _, slash, sub = right.resource.partition("/")
+    resources = {right.resource, "*"} | ({f"*/{sub}"} if slash else set())
+    return (
+        bool({right.verb, "*"} & set(rule.get("verbs") or ()))
+        and bool({right.group, "*"} & set(rule.get("apiGroups") or ()))
+        and bool(resources & set(rule.get("resources") or ()))
+    )
