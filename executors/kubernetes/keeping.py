@@ -1,8 +1,7 @@
 """The logs of a task's pods, kept in its run folder as they are read: `logs/attempt-N/rank-R.log`.
 
-Kubernetes takes no offset, only a second to begin from, and forgets a log with its pod. So what was read is
-kept here, and `logs/pods/POD-START.json` says how far that was: up to which second, and how many lines since
-it began. Those lines come again, and are passed over.
+Kubernetes forgets a log with its pod. So what was read is kept here, and `logs/pods/POD-START.json` says how
+far that was (`log_lines`). One reader at a time brings what is new; all others read what it has brought.
 """
 
 from __future__ import annotations
@@ -10,28 +9,26 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import lru_cache
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from nemorun.executors.kubernetes.attempts import Attempt
+from nemorun.executors.kubernetes.log_lines import Cursor, Sorted, new_lines, stamped
 from nemorun.executors.kubernetes.refusals import ApiError, Lost, NotFound
 from nemorun.executors.kubernetes.states import first_failed
+from nemorun.executors.kubernetes.watching import FOLLOWING
 
 if TYPE_CHECKING:
     from nemorun.executors.kubernetes.api import Api
     from nemorun.job import JobRef
-
-#: Seconds since the epoch, and nanoseconds.
-Instant = tuple[int, int]
 
 #: Bytes of one pod that one look brings, about; what is beyond comes with the next one.
 BUDGET = 4 << 20
@@ -40,57 +37,13 @@ TAIL, TAILS = 1000, 8
 #: Requests at once.
 _AT_ONCE = 8
 
-_SILENCE = 40.0
-_STAMP = re.compile(
-    rb"(?P<second>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(?P<fraction>\d+))?(?P<zone>Z|[+-]\d\d:\d\d)(?: |$)"
-)
-_RANK = re.compile(rb"\[rank (\d+)\] ")
-_ATTEMPT = re.compile(rb"nemorun: attempt (\d+)")
-#: What our part of a pod says when all is well: not worth a line among the task's own.
-_ROUTINE = re.compile(rb"nemorun: (attempt \d+|pod \d+ of \d+ waits for the others)")
+#: Seconds without a word after which a connection counts as lost; a stream of a quiet pod begins anew.
+_SILENCE = 60.0
+#: Seconds to wait for another reader to come to the end.
+_PATIENCE = 10.0
 
-
-@dataclass
-class Cursor:
-    """How far one container's log was read."""
-
-    second: int = 0
-    """Of the last line, since the epoch."""
-    nanos: int = 0
-    count: int = 0
-    """Lines since that second began."""
-    attempt: int = 0
-    """That the lines belong to; 0 before the first."""
-    done: bool = False
-    """It was read to its end."""
-
-    def move(self, at: Instant) -> None:
-        """Behind one more line. A line that is older (a clock was set back) will not come again."""
-        if at[0] >= self.second:
-            self.count = 1 if at[0] > self.second else self.count + 1
-            self.second, self.nanos = at
-
-
-@dataclass
-class _Sorted:
-    """Lines, by the attempt and the rank that they belong to."""
-
-    first_rank: int
-    ranks: int
-    cursor: Cursor
-    before: int
-    """The last attempt of the pods before this one."""
-    files: dict[tuple[int, int], list[bytes]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, line: bytes) -> None:
-        if mark := _ATTEMPT.fullmatch(line):
-            self.cursor.attempt = max(int(mark[1]), self.before + 1, self.cursor.attempt + 1)
-        if _ROUTINE.fullmatch(line):
-            return
-        rank = self.first_rank
-        if (prefix := _RANK.match(line)) and rank <= int(prefix[1]) < rank + self.ranks:
-            rank, line = int(prefix[1]), line[prefix.end() :]
-        self.files[self.cursor.attempt or self.before + 1, rank].append(line + b"\n")
+#: Run folder -> when somebody asked last for what is new.
+_asked_at: dict[str, float] = {}
 
 
 def ranks_per_pod(run_dir: str) -> int:
@@ -102,28 +55,38 @@ def ranks_per_pod(run_dir: str) -> int:
 
 
 def read_on(api: Api, run_dir: str, starts: Sequence[Attempt]) -> None:
-    """Bring what is kept of these up to date, as far as their pods are there. Raises ApiError."""
+    """Bring what is kept of these up to date, as far as their pods are there. Raises ApiError.
+
+    Who asks again and again is served by streams: then this finds it done.
+    """
+    followed = time.monotonic() - _asked_at.get(run_dir, float("-inf")) < FOLLOWING
+    _asked_at[run_dir] = time.monotonic()
     by_index: dict[int, list[Attempt]] = defaultdict(list)
     for one in starts:
         by_index[one.index].append(one)
     with ThreadPoolExecutor(min(_AT_ONCE, len(by_index)) or 1) as pool:
-        list(pool.map(lambda of_index: _read_index(api, run_dir, of_index), by_index.values()))
+        list(pool.map(lambda of_index: _read_index(api, run_dir, of_index, followed), by_index.values()))
 
 
-def _read_index(api: Api, run_dir: str, starts: Sequence[Attempt]) -> None:
+def _read_index(api: Api, run_dir: str, starts: Sequence[Attempt], followed: bool) -> None:
     """The attempts of one node, in order: the last of one tells the first of the next."""
     before, ranks = 0, ranks_per_pod(run_dir)
     for one in sorted(starts, key=lambda one: one.number):
         problem = None
-        with _cursor(run_dir, one) as cursor:
-            if not cursor.done:
-                problem = _take(api, run_dir, one, _Sorted(one.index * ranks, ranks, cursor, before))
-            before = max(cursor.attempt, before + 1)
+        with _hold(run_dir, one, patience=_PATIENCE if one.over else 0.0) as place:
+            if place is None:  # somebody is just at it
+                continue
+            lines = Sorted(one.index * ranks, ranks, place.cursor, before)
+            if not place.cursor.done:
+                problem = _take(api, run_dir, one, lines)
+            before = max(place.cursor.attempt, before + 1)
         if problem:
             raise problem
+        if followed and not one.over:
+            threading.Thread(target=_stream, args=(api, run_dir, one, lines.before), daemon=True).start()
 
 
-def _take(api: Api, run_dir: str, one: Attempt, lines: _Sorted) -> ApiError | None:
+def _take(api: Api, run_dir: str, one: Attempt, lines: Sorted) -> ApiError | None:
     """Read one container's log on from where its cursor stands, and write down what is new.
 
     Returns what was in the way: what came before is written down all the same.
@@ -131,7 +94,7 @@ def _take(api: Api, run_dir: str, one: Attempt, lines: _Sorted) -> ApiError | No
     cursor, size = lines.cursor, 0
     problem: ApiError | None = None
     try:
-        for line in _new_lines(_fetch(api, one, cursor), cursor):
+        for line in new_lines(_fetch(api, one, cursor), cursor):
             lines.add(line)
             size += len(line)
             if size > BUDGET:
@@ -142,12 +105,36 @@ def _take(api: Api, run_dir: str, one: Attempt, lines: _Sorted) -> ApiError | No
         if not isinstance(error, NotFound) and error.status != 400:
             problem = error
         elif isinstance(error, NotFound) or one.over:  # 400: it has not begun to write, or it is forgotten
-            for line in _new_lines(_kept_tail(run_dir, one), cursor) if not cursor.second else ():
+            for line in new_lines(_kept_tail(run_dir, one), cursor) if not cursor.second else ():
                 lines.add(line)
             cursor.done = True
+    _write_down(run_dir, lines)
+    return problem
+
+
+def _stream(api: Api, run_dir: str, one: Attempt, before: int) -> None:
+    """Write down what a container says as it says it. Runs in a thread of its own, while somebody asks."""
+    ranks = ranks_per_pod(run_dir)
+    # what goes wrong here goes wrong, or well, when it is read the next time
+    with suppress(ApiError, OSError), _hold(run_dir, one) as place:
+        if place is None:
+            return
+        lines = Sorted(one.index * ranks, ranks, place.cursor, before)
+
+        def pause() -> bool:
+            _write_down(run_dir, lines)
+            place.save()
+            return time.monotonic() - _asked_at[run_dir] < FOLLOWING
+
+        for line in new_lines(_fetch(api, one, place.cursor, pause), place.cursor):
+            lines.add(line)
+        _write_down(run_dir, lines)
+
+
+def _write_down(run_dir: str, lines: Sorted) -> None:
     for (attempt, rank), new in lines.files.items():
         _append(log_file(run_dir, attempt, rank), b"".join(new))
-    return problem
+    lines.files.clear()
 
 
 def _request(api: Api, one: Attempt) -> tuple[str, dict[str, str | int]]:
@@ -157,58 +144,36 @@ def _request(api: Api, one: Attempt) -> tuple[str, dict[str, str | int]]:
     return f"{api.path('Pod', one.pod)}/log", query
 
 
-def _fetch(api: Api, one: Attempt, cursor: Cursor) -> Iterator[bytes]:
-    """Lines as they come, the last one only if it is whole, or nobody goes on with it."""
+def _fetch(
+    api: Api, one: Attempt, cursor: Cursor, pause: Callable[[], bool] | None = None
+) -> Iterator[bytes]:
+    """Lines as they come, the last one only if it is whole, or nobody goes on with it.
+
+    With `pause` also those that are still to come; it is called when there are none just now, and says
+    whether to go on.
+    """
     from urllib3.exceptions import HTTPError
 
     path, query = _request(api, one)
     if cursor.second:
-        query["sinceTime"] = datetime.fromtimestamp(cursor.second, timezone.utc).strftime(
-            "%Y-%m-%dT%H:%M:%SZ"
-        )
+        since = datetime.fromtimestamp(cursor.second, timezone.utc)
+        query["sinceTime"] = since.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if pause is not None:
+        query["follow"] = "true"
     answer = api.open(path, silence=_SILENCE, **query)
     rest = b""
     try:
         for block in answer.stream(1 << 16):
             *whole, rest = (rest + block).split(b"\n")
             yield from whole
+            if pause is not None and not pause():
+                return
         if rest and one.over:
             yield rest
     except HTTPError as error:
         raise Lost(f"the connection to {api.server} was lost: {error}", passing=True) from error
     finally:
         answer.close()
-
-
-def _new_lines(lines: Iterable[bytes], cursor: Cursor) -> Iterator[bytes]:
-    """The lines behind the cursor, which moves along."""
-    coming = _stamped(lines)
-    again = list(islice(coming, cursor.count))
-    known = cursor.second, cursor.nanos
-    if cursor.count and (len(again) < cursor.count or again[-1][0] != known):
-        # The node begins a new file at 10 MiB, and of the old one we get no more.
-        if not any(at > known for at, _ in again):
-            return
-        cursor.count = 0
-        yield b"nemorun: lines may be missing here: the node has begun a new file of this log"
-        coming = chain(again, coming)
-    for at, line in coming:
-        fresh = cursor.count > 0 or at > known
-        cursor.move(at)
-        if fresh:
-            yield line
-
-
-def _stamped(lines: Iterable[bytes]) -> Iterator[tuple[Instant, bytes]]:
-    for line in lines:
-        if found := _STAMP.match(line):  # what the kubelet itself has to say has none
-            nanos = int((found["fraction"] or b"0").ljust(9, b"0"))
-            yield (_epoch(found["second"] + found["zone"]), nanos), line[found.end() :]
-
-
-@lru_cache(16)
-def _epoch(text: bytes) -> int:
-    return int(datetime.fromisoformat(text.decode().replace("Z", "+00:00")).timestamp())
 
 
 def keep_last_lines(api: Api, ref: JobRef, starts: Sequence[Attempt]) -> None:
@@ -220,26 +185,26 @@ def keep_last_lines(api: Api, ref: JobRef, starts: Sequence[Attempt]) -> None:
     first = [one for one in starts if one == culprit or one.index == 0]
     others = [one for one in starts if one not in first]
     for one in [*first[-TAILS:], *others][:TAILS]:
-        with suppress(ApiError, OSError), _cursor(ref.run_dir, one) as cursor:
-            if not cursor.done and not cursor.second:
+        with suppress(ApiError, OSError), _hold(ref.run_dir, one, _PATIENCE) as place:
+            if place and not place.cursor.done and not place.cursor.second:
                 path, query = _request(api, one)
                 text = api.text(path, tailLines=TAIL, **query)
                 _write(_pod_file(ref.run_dir, one, "tail"), text.encode())
-    followed = [one for one in starts if _pod_file(ref.run_dir, one, "json").exists()]
+    read = [one for one in starts if not _pod_file(ref.run_dir, one, "tail").exists()]
     with suppress(ApiError, OSError):
-        read_on(api, ref.run_dir, followed)
+        read_on(api, ref.run_dir, [one for one in read if _pod_file(ref.run_dir, one, "json").exists()])
 
 
 def last_lines(api: Api, run_dir: str, one: Attempt, rank: int | None) -> list[str]:
     """What a pod, or one rank of it, said last: from the cluster, else what was kept."""
     ranks = ranks_per_pod(run_dir)
-    sorted_lines = _Sorted(one.index * ranks, ranks, Cursor(), 0)
+    sorted_lines = Sorted(one.index * ranks, ranks, Cursor(), 0)
     path, query = _request(api, one)
     try:
         text = api.text(path, tailLines=TAIL, **query).encode()
     except ApiError:
         text = b"\n".join(_kept_tail(run_dir, one))
-    for _, line in _stamped(text.split(b"\n")):
+    for _, line in stamped(text.split(b"\n")):
         sorted_lines.add(line)
     ranks_of_it = range(one.index * ranks, (one.index + 1) * ranks) if rank is None else (rank,)
     for number in ranks_of_it:
@@ -271,21 +236,44 @@ def _kept_tail(run_dir: str, one: Attempt) -> list[bytes]:
     return []
 
 
+class _Place:
+    """A cursor that is ours alone while we hold it, and its file."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text = file.read()
+        # cut off on a full disk: what was read comes again
+        self.cursor = Cursor(**json.loads(self._text)) if self._text.endswith("}") else Cursor()
+
+    def save(self) -> None:
+        text = json.dumps(asdict(self.cursor))
+        if text != self._text:
+            self._file.seek(0)
+            self._file.write(text)
+            self._file.truncate()
+            self._file.flush()
+            self._text = text
+
+
 @contextmanager
-def _cursor(run_dir: str, one: Attempt) -> Iterator[Cursor]:
-    """The cursor, ours alone while it is used; where it stands then is written down."""
+def _hold(run_dir: str, one: Attempt, patience: float = 0.0) -> Iterator[_Place | None]:
+    """The place in this container's log, saved at the end; None where another reader has it for longer."""
     path = _pod_file(run_dir, one, "json")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    give_up = time.monotonic() + patience
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        text = file.read()
-        cursor = Cursor(**json.loads(text)) if text else Cursor()
-        yield cursor
-        now = json.dumps(asdict(cursor))
-        if now != text:
-            file.seek(0)
-            file.write(now)
-            file.truncate()
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    yield None
+                    return
+                time.sleep(0.02)
+        place = _Place(file)
+        yield place
+        place.save()
 
 
 def _append(path: Path, data: bytes) -> None:
