@@ -31,6 +31,11 @@ jobs=$(awk -v fs="$fs" '
     }')
 printf '%s\n' "$jobs"
 
+# K: number of a job whose secrets are still there.
+printf '%s\n' "$jobs" | awk -F "$fs" '$1 == "J" { print $2, $7 }' | while read -r number folder; do
+    [ ! -e "$folder/secrets" ] || printf 'K%s%s\n' "$fs" "$number"
+done
+
 # B: folder of an experiment that is just being submitted; asked only for jobs that have no id yet.
 printf '%s\n' "$jobs" | awk -F "$fs" '$1 == "J" && $3 == "" { sub("/tasks/[^/]*$", "", $7); print $7 }' | sort -u |
     while read -r experiment; do

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemorun.executors.slurm import parse
-from nemorun.executors.slurm.cluster import cluster_of
+from nemorun.executors.slurm.cluster import Cluster, cluster_of
 from nemorun.executors.slurm.evidence import Evidence, events
 from nemorun.executors.slurm.parse import SEPARATOR, Row
 from nemorun.executors.slurm.paths import experiment_id, remote_run_dir
@@ -124,6 +124,7 @@ def poll(executor: SlurmExecutor, refs: Sequence[JobRef]) -> dict[str, JobStatus
     memory.note(ask, statuses)
     _ended.update(token for token, found in statuses.items() if found.state.ended)
     _bring_results(answer, refs, statuses)
+    _forget_secrets(cluster, [refs[int(number)] for number in answer["K"]], statuses)
     return statuses
 
 
@@ -258,6 +259,19 @@ def _bring_results(
         ref = refs[int(number)]
         words = "its result is larger than 1 MiB; it stays on the cluster: result.json"
         statuses[ref.token] = replace(statuses[ref.token], message=words)
+
+
+def _forget_secrets(cluster: Cluster, refs: Sequence[JobRef], statuses: dict[str, JobStatus]) -> None:
+    """Delete what tasks that have ended could not delete: they never began, or Slurm killed their script."""
+    ended = [ref for ref in refs if statuses[ref.token].state.ended]
+    if not ended:
+        return
+    lines = "".join(f"{remote_run_dir(ref.token, ref.run_dir)}\n" for ref in ended)
+    done = cluster.run(cluster.command("forget.sh"), lines.encode(), retry=True)
+    for ref in ended if done.returncode else ():
+        found = statuses[ref.token]
+        words = f"delete its secrets there, which nemorun could not: {done.stderr.strip()}"
+        statuses[ref.token] = replace(found, message="; ".join(filter(None, [found.message, words])))
 
 
 def _is_fresh(ref: JobRef) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nemorun.job import JobState, Reason
+
 from .conftest import SlurmBench, eventually
 
 #: Odd on purpose; no part of it but the last word is looked for.
@@ -103,3 +105,30 @@ def test_a_job_that_is_cancelled_before_it_starts_leaves_no_secret(
     assert NEEDLE in (bench.run_dir() / "secrets").read_text()
     bench.executor.cancel(bench.refs)
     assert grep(bench.home) == ""
+
+
+def test_secrets_of_tasks_that_never_began_go_with_the_poll_that_finds_their_end(
+    slurm: Callable[..., SlurmBench],
+) -> None:
+    bench = slurm(sbatch_args=["--begin=now+1hour"])
+    bench.add("first", command=("true",), secrets=("KEY",))
+    bench.add("second", command=("true",), secrets=("KEY",), dependencies=("first",))
+    first = bench.submit({"KEY": VALUE})["first"]
+    assert bench.status("first").state is JobState.PENDING
+    assert len(grep(bench.home).split()) == 2
+    bench.on_login(f"scancel {first}")
+    ended = bench.wait()
+    assert (ended["first"].reason, ended["second"].reason) == (Reason.CANCELLED, Reason.DEPENDENCY_FAILED)
+    assert grep(bench.home) == ""
+
+
+def test_secrets_that_cannot_be_deleted_are_named(slurm: Callable[..., SlurmBench]) -> None:
+    bench = slurm(sbatch_args=["--begin=now+1hour"])
+    bench.add(command=("true",), secrets=("KEY",))
+    bench.submit({"KEY": VALUE})
+    (bench.run_dir() / "secrets").unlink()
+    (bench.run_dir() / "secrets").mkdir()
+    bench.on_login("scancel --me --name=task." + bench.id)
+    status = bench.wait()["task"]
+    assert status.state is JobState.CANCELLED
+    assert "delete its secrets there" in status.message and "tasks/task/secrets" in status.message
