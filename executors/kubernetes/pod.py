@@ -62,6 +62,8 @@ async def supervise(settings: Settings, words: list[str]) -> int:
         if not stop.is_set():
             await link.ended(outcome.code, outcome.at)
             await _unless(stop, link.over.wait())
+        if stop.is_set():
+            await link.leave(outcome.code, outcome.at)
         await link.close()
         if stop.is_set() or link.verdict in ("done", "mine"):
             report(settings, link.attempt, outcome)

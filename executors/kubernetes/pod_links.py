@@ -50,6 +50,9 @@ class Link:
         """Tell how the ranks of this pod have ended, and when."""
         self.judge({0: "done", EXIT_RESUME: "again"}.get(code, "mine"))
 
+    async def leave(self, code: int, at: float) -> None:
+        """Tell that this pod must go; where its ranks have saved their state, the others' are about to."""
+
     async def close(self) -> None:
         pass
 
@@ -63,6 +66,7 @@ class Hub(Link):
     failures: dict[int, float] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     settling: asyncio.Task[None] | None = None
+    late: asyncio.TimerHandle | None = None
 
     async def meet(self) -> None:
         server = await asyncio.start_server(self._peer, port=self.settings.port - 1, reuse_address=True)
@@ -103,12 +107,18 @@ class Hub(Link):
             await self._ended(node, int(code), time.monotonic() - float(age))
         if self.peers.get(node) is writer:
             del self.peers[node]
-            if self.complete.is_set():
+            if self.codes.get(node) == EXIT_RESUME:  # the others have until then to save theirs
+                self.late = asyncio.get_running_loop().call_later(self.settings.grace_period, self._restart)
+            elif self.complete.is_set():
                 self._restart()
         writer.close()
 
     async def ended(self, code: int, at: float) -> None:
         await self._ended(0, code, at)
+
+    async def leave(self, code: int, at: float) -> None:
+        if code == EXIT_RESUME:
+            self._tell(self.peers, "leaving")
 
     async def _ended(self, node: int, code: int, at: float) -> None:
         self.codes[node] = code
@@ -145,8 +155,9 @@ class Hub(Link):
             with contextlib.suppress(OSError):
                 await writer.drain()
             writer.close()
-        if self.settling:
-            self.settling.cancel()
+        for pending in (self.settling, self.late):
+            if pending:
+                pending.cancel()
 
 
 @dataclass
@@ -155,6 +166,8 @@ class Spoke(Link):
 
     writer: asyncio.StreamWriter | None = None
     listening: asyncio.Task[None] | None = None
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the ranks of this pod have ended."""
 
     async def meet(self) -> None:
         try:
@@ -181,9 +194,19 @@ class Spoke(Link):
             await asyncio.sleep(0.5)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        self.judge(await _line(reader) or "again")
+        word = await _line(reader) or "again"
+        if word == "leaving":
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.finished.wait(), self.settings.grace_period)
+            word = "again"
+        self.judge(word)
+
+    async def leave(self, code: int, at: float) -> None:
+        if code == EXIT_RESUME:
+            await self.ended(code, at)
 
     async def ended(self, code: int, at: float) -> None:
+        self.finished.set()
         if self.writer:
             self.writer.write(f"ended {code} {time.monotonic() - at:.3f}\n".encode())
 

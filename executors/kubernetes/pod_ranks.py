@@ -37,7 +37,7 @@ class Outcome:
 
     def weight(self) -> tuple[bool, bool, float]:
         """What says most about all ranks comes first: the first failure, else who asks to be resumed."""
-        return (not self.failed, self.code == 0, self.at)
+        return (not self.failed, self.code == 0, self.at if self.failed else self.rank)
 
 
 class Log:

@@ -26,6 +26,8 @@ class Settings:
     token: str
     run_dir: Path
     start_timeout: float
+    grace_period: float
+    """Seconds that ranks have to save their state."""
     distributed: bool
     exit_resume: int
     library: str
@@ -41,6 +43,7 @@ class Settings:
             token=env["NEMORUN_TOKEN"],
             run_dir=Path(env["NEMORUN_RUN_DIR"]),
             start_timeout=float(env.get("NEMORUN_START_TIMEOUT", "1800")),
+            grace_period=float(env.get("NEMORUN_GRACE_PERIOD", "60")),
             distributed=env.get("NEMORUN_DISTRIBUTED") == "1",
             exit_resume=int(env.get("NEMORUN_EXIT_RESUME", EXIT_RESUME)),
             library=env.get("NEMORUN_LIBRARY", "/nemorun/lib"),

@@ -260,7 +260,7 @@ def environment(executor: KubernetesExecutor, job: JobSpec, host: str) -> dict[s
     if resources.nodes > 1 or executor.code == "pvc":
         env["NEMORUN_START_TIMEOUT"] = str(executor.start_timeout)
     if job.resumable:
-        env["NEMORUN_RESUMABLE"] = "1"
+        env |= {"NEMORUN_RESUMABLE": "1", "NEMORUN_GRACE_PERIOD": str(executor.grace_period)}
     code, packed = code_folder(executor, job), archive(executor, job)
     if code:
         env |= {"NEMORUN_CODE": code, "NEMORUN_CODE_ROOT": code}

@@ -27,9 +27,6 @@ for word in sys.argv[1:]:
     if when in (f"{attempt}.{rank}", f"{attempt}.*"):
         exec(what)
 """
-WAIT_FOR_TERM = (
-    "1.*:signal.signal(signal.SIGTERM, lambda *_: os._exit(75)); print('ready', flush=True); time.sleep(999)"
-)
 
 
 class Pod:
@@ -148,16 +145,32 @@ def test_a_lost_pod_is_waited_for(start: Start, killed: int) -> None:
     other.ends_with(0)
 
 
+#: A rank that is told to stop lets the others know; all of them save their state, some take longer.
+SAVING = """1.*:
+from pathlib import Path
+stopped = Path(os.environ["NEMORUN_RUN_DIR"], "stopped")
+signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), stopped.touch()))
+print("ready", flush=True)
+while not stopped.exists():
+    time.sleep(0.01)
+time.sleep(1.5 * (os.environ["NODE_RANK"] != SOON))
+print("saved", flush=True)
+sys.exit(75)
+"""
+
+
 @pytest.mark.parametrize("told", [0, 1])
 def test_who_is_told_to_stop_saves_and_is_resumed(start: Start, told: int) -> None:
-    pods = [start(0, WAIT_FOR_TERM), start(1, WAIT_FOR_TERM)]
+    saving = SAVING.replace("SOON", f"'{told}'")
+    pods = [start(0, saving), start(1, saving)]
     for pod in pods:
         wait_until(lambda pod=pod: pod.text.count("] ready") == 2)
     pods[told].process.send_signal(signal.SIGTERM)
     pods[told].ends_with(75)
     other = pods[1 - told]
     other.says("starts again")
-    start(told, WAIT_FOR_TERM).ends_with(0)
+    assert other.text.count("] saved") == 2 and "] told" not in other.text
+    start(told, saving).ends_with(0)
     other.ends_with(0)
 
 
