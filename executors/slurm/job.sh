@@ -98,9 +98,9 @@ nr_requeue() {
 }
 
 nr_end() {
+    rm -f "$RUN/secrets" # before anybody reads that it has ended
     nr_note ended "$nr_attempt" "$1" "$2"
     nr_say "attempt $nr_attempt ended: $1, exit code $2"
-    rm -f "$RUN/secrets"
 }
 
 # Why the ranks have ended with the code $1.
@@ -223,6 +223,11 @@ launch() {
     nr_finish "$?"
 }
 
+# A submission that Slurm took late may have been repeated by then; the task has the job that this file names.
+if [ -s "$RUN/job" ] && [ "$(<"$RUN/job")" != "$nr_job" ]; then
+    nr_say "this task has job $(<"$RUN/job"), and job $nr_job is one too many: there is nothing to start"
+    exit 1
+fi
 if ! { mkdir -p "$RUN/logs" "$RUN/results" && : >>"$nr_journal"; }; then
     nr_say "$RUN cannot be written on $(hostname): is the disk full, or the folder not there?"
     exit 73

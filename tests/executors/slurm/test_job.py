@@ -135,6 +135,22 @@ def test_a_task_that_has_ended_for_good_is_not_started_again(local: Local) -> No
     assert not (local.folder / "again").exists()
 
 
+def test_a_job_that_slurm_took_late_does_not_run_the_task_a_second_time(local: Local) -> None:
+    (local.run_dir / "secrets").write_text("")
+    for other in ("70", "7_0", "70_7"):
+        (local.run_dir / "job").write_text(f"{other}\n")
+        assert local.run("launch touch again") == 1
+    assert not (local.run_dir / "journal").exists() and (local.run_dir / "secrets").exists()
+    assert not (local.folder / "again").exists()
+    assert "this task has job 70, and job 7 is one too many" in local.log.read_text()
+    (local.run_dir / "job").write_text("7\n")
+    assert local.run("launch touch first") == 0 and (local.folder / "first").exists()
+    (local.run_dir / "journal").unlink()
+    (local.run_dir / "job").write_text("6_4\n")
+    assert local.run("launch true") == 1
+    assert local.run("launch true", settings="; SLURM_ARRAY_JOB_ID=6 SLURM_ARRAY_TASK_ID=4") == 0
+
+
 def test_a_cancelled_task_is_not_started(local: Local) -> None:
     (local.run_dir / "cancelled").touch()
     (local.run_dir / "secrets").touch()
