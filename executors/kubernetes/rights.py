@@ -1,4 +1,4 @@
-"""The verbs that nemorun uses on a cluster, as docs/kubernetes-rbac.yaml grants them, and what a user lacks."""
+"""The verbs that nemorun uses on a cluster, which docs/kubernetes-rbac.yaml grants, and what a user lacks."""
 
 from __future__ import annotations
 
