@@ -38,6 +38,8 @@ class Attempt:
     replaced: bool = False
     """Its container was started again since."""
     container: str = ""
+    ranks: int = 1
+    """That run in this pod."""
     node: str = ""
     started_at: float | None = None
     ended_at: float | None = None
@@ -85,9 +87,16 @@ def _starts(pod: Object) -> Iterator[Attempt]:
     status = container_status(pod)
     restarts = int(status.get("restartCount") or 0)
     metadata = pod["metadata"]
-    container = pod["spec"]["containers"][0]["name"]
+    container = pod["spec"]["containers"][0]
+    env = {one["name"]: one.get("value") for one in container.get("env") or ()}
     base = Attempt(
-        index_of(pod), 0, metadata["name"], metadata["uid"], node=node_of(pod), container=container
+        index=index_of(pod),
+        number=0,
+        pod=metadata["name"],
+        uid=metadata["uid"],
+        container=container["name"],
+        ranks=int(env.get("NEMORUN_RANKS") or 1),
+        node=node_of(pod),
     )
     if restarts and (before := (status.get("lastState") or {}).get("terminated")):
         # the pod itself goes on: that it is being ended, say, is nothing of this start's

@@ -46,14 +46,6 @@ _PATIENCE = 10.0
 _asked_at: dict[str, float] = {}
 
 
-def ranks_per_pod(run_dir: str) -> int:
-    """As the record of the job says."""
-    with suppress(OSError, ValueError, KeyError):
-        spec = json.loads((Path(run_dir) / "job.json").read_text(encoding="utf-8"))
-        return int(spec["resources"]["ntasks_per_node"])
-    return 1
-
-
 def read_on(api: Api, run_dir: str, starts: Sequence[Attempt]) -> None:
     """Bring what is kept of these up to date, as far as their pods are there. Raises ApiError.
 
@@ -70,13 +62,13 @@ def read_on(api: Api, run_dir: str, starts: Sequence[Attempt]) -> None:
 
 def _read_index(api: Api, run_dir: str, starts: Sequence[Attempt], followed: bool) -> None:
     """The attempts of one node, in order: the last of one tells the first of the next."""
-    before, ranks = 0, ranks_per_pod(run_dir)
+    before = 0
     for one in sorted(starts, key=lambda one: one.number):
         problem = None
         with _hold(run_dir, one, patience=_PATIENCE if one.over else 0.0) as place:
             if place is None:  # somebody is just at it
                 continue
-            lines = Sorted(one.index * ranks, ranks, place.cursor, before)
+            lines = Sorted(one.index * one.ranks, one.ranks, place.cursor, before)
             if not place.cursor.done:
                 problem = _take(api, run_dir, one, lines)
             before = max(place.cursor.attempt, before + 1)
@@ -114,12 +106,11 @@ def _take(api: Api, run_dir: str, one: Attempt, lines: Sorted) -> ApiError | Non
 
 def _stream(api: Api, run_dir: str, one: Attempt, before: int) -> None:
     """Write down what a container says as it says it. Runs in a thread of its own, while somebody asks."""
-    ranks = ranks_per_pod(run_dir)
     # what goes wrong here goes wrong, or well, when it is read the next time
     with suppress(ApiError, OSError), _hold(run_dir, one) as place:
         if place is None:
             return
-        lines = Sorted(one.index * ranks, ranks, place.cursor, before)
+        lines = Sorted(one.index * one.ranks, one.ranks, place.cursor, before)
 
         def pause() -> bool:
             _write_down(run_dir, lines)
@@ -197,8 +188,7 @@ def keep_last_lines(api: Api, ref: JobRef, starts: Sequence[Attempt]) -> None:
 
 def last_lines(api: Api, run_dir: str, one: Attempt, rank: int | None) -> list[str]:
     """What a pod, or one rank of it, said last: from the cluster, else what was kept."""
-    ranks = ranks_per_pod(run_dir)
-    sorted_lines = Sorted(one.index * ranks, ranks, Cursor(), 0)
+    sorted_lines = Sorted(one.index * one.ranks, one.ranks, Cursor(), 0)
     path, query = _request(api, one)
     try:
         text = api.text(path, tailLines=TAIL, **query).encode()
@@ -206,7 +196,7 @@ def last_lines(api: Api, run_dir: str, one: Attempt, rank: int | None) -> list[s
         text = b"\n".join(_kept_tail(run_dir, one))
     for _, line in stamped(text.split(b"\n")):
         sorted_lines.add(line)
-    ranks_of_it = range(one.index * ranks, (one.index + 1) * ranks) if rank is None else (rank,)
+    ranks_of_it = range(one.index * one.ranks, (one.index + 1) * one.ranks) if rank is None else (rank,)
     for number in ranks_of_it:
         found = [line for (_, of), lines in sorted_lines.files.items() if of == number for line in lines]
         if not found and (

@@ -20,6 +20,8 @@ Instant = tuple[int, int]
 _STAMP = re.compile(
     rb"(?P<second>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(?P<fraction>\d+))?(?P<zone>Z|[+-]\d\d:\d\d)(?: |$)"
 )
+#: Bytes of a line that containerd stores in one piece.
+_PIECE = 1 << 14
 _RANK = re.compile(rb"\[rank (\d+)\] ")
 _ATTEMPT = re.compile(rb"nemorun: attempt (\d+)")
 #: What our part of a pod says when all is well: not worth a line among the task's own.
@@ -74,7 +76,8 @@ def new_lines(lines: Iterable[bytes], cursor: Cursor) -> Iterator[bytes]:
     coming = stamped(lines)
     again = list(islice(coming, cursor.count))
     known = cursor.second, cursor.nanos
-    if cursor.count and (len(again) < cursor.count or again[-1][0] != known):
+    rotated = bool(cursor.count) and (len(again) < cursor.count or again[-1][0] != known)
+    if rotated:
         # The node begins a new file at 10 MiB, and of the old one we get no more.
         if not any(at > known for at, _ in again):
             return
@@ -82,9 +85,8 @@ def new_lines(lines: Iterable[bytes], cursor: Cursor) -> Iterator[bytes]:
         yield b"nemorun: lines may be missing here: the node has begun a new file of this log"
         coming = chain(again, coming)
     for at, line in coming:
-        fresh = cursor.count > 0 or at > known
         cursor.move(at)
-        if fresh:
+        if not rotated or at > known:
             yield line
 
 
@@ -92,7 +94,17 @@ def stamped(lines: Iterable[bytes]) -> Iterator[tuple[Instant, bytes]]:
     for line in lines:
         if found := _STAMP.match(line):  # what the kubelet itself has to say has none
             nanos = int((found["fraction"] or b"0").ljust(9, b"0"))
-            yield (_epoch(found["second"] + found["zone"]), nanos), line[found.end() :]
+            yield (_epoch(found["second"] + found["zone"]), nanos), _joined(line[found.end() :])
+
+
+def _joined(line: bytes) -> bytes:
+    """The container runtime stores long lines in pieces; kubelets before 1.26 stamp each of them."""
+    at = _PIECE
+    while len(line) > at:
+        if found := _STAMP.match(line, at):
+            line = line[:at] + line[found.end() :]
+        at += _PIECE
+    return line
 
 
 @lru_cache(16)

@@ -85,11 +85,11 @@ def poll(executor: KubernetesExecutor, refs: Sequence[JobRef]) -> dict[str, JobS
     return statuses
 
 
-def pods_of(api: Api, refs: Iterable[JobRef]) -> dict[str, list[Object]]:
+def pods_of(api: Api, refs: Iterable[JobRef], fresh: bool = False) -> dict[str, list[Object]]:
     """Token -> its pods; those that are gone, too, where their end was seen."""
     refs = list(refs)
     here = known(api, api.path("Pod"), _selector(refs))
-    here.look()
+    here.look(fresh)
     gone = [one for uid, one in here.deleted.items() if uid not in here.objects and ended(one)]
     found: dict[tuple[str, str], list[Object]] = defaultdict(list)
     for pod in [*gone, *here.objects.values()]:
@@ -103,19 +103,23 @@ def _look(api: Api, executor: KubernetesExecutor, refs: Sequence[JobRef]) -> _Vi
     for ref in refs:
         by_kind[_kind(executor, ref)].add(object_name(ref.token))
     workloads: dict[str, Object] = {}
-    for kind, names in by_kind.items():
+    for kind, wanted in by_kind.items():
         version, name = KINDS[kind]
         here = known(api, api.path(name, api_version=version), _selector(refs))
         here.look()
         there = {one["metadata"]["name"]: one for one in here.objects.values()}
-        if not names <= set(there):  # a watch may be a moment behind a submission
+        if not wanted <= set(there):  # a watch may be a moment behind a submission
             here.look(fresh=True)
             there = {one["metadata"]["name"]: one for one in here.objects.values()}
         # what ended and was deleted at once: its end was seen all the same
-        over = {one["metadata"]["name"]: one for one in here.deleted.values() if finished(one)}
-        workloads |= over | there
+        gone = {one["metadata"]["name"]: one for one in here.deleted.values() if finished(one)}
+        workloads |= gone | there
+    names = {ref.token: object_name(ref.token) for ref in refs}
     pods = pods_of(api, refs)
-    return _View(workloads, {object_name(ref.token): pods[ref.token] for ref in refs})
+    over = {token for token, name in names.items() if name in workloads and finished(workloads[name])}
+    if any(not ended(pod) for token in over for pod in pods[token]):
+        pods = pods_of(api, refs, fresh=True)  # two watches: how it ended may not have come yet
+    return _View(workloads, {name: pods[token] for token, name in names.items()})
 
 
 def _kind(executor: KubernetesExecutor, ref: JobRef) -> str:

@@ -14,7 +14,7 @@ from nemorun.errors import StoreError
 from nemorun.executors.base import LogChunk, LogOffsets
 from nemorun.executors.kubernetes import attempts
 from nemorun.executors.kubernetes.api import api_of
-from nemorun.executors.kubernetes.keeping import last_lines, ranks_per_pod, read_on
+from nemorun.executors.kubernetes.keeping import last_lines, read_on
 from nemorun.executors.kubernetes.polling import pods_of
 from nemorun.executors.kubernetes.reasons import report
 from nemorun.executors.kubernetes.refusals import ApiError
@@ -54,8 +54,7 @@ def _bring(executor: KubernetesExecutor, reading: Mapping[JobRef, LogOffsets], r
     for ref in reading:
         starts = attempts.remember(ref.run_dir, pods[ref.token])
         if rank is not None:
-            node = rank // ranks_per_pod(ref.run_dir)
-            starts = [one for one in starts if one.index == node]
+            starts = [one for one in starts if one.index == rank // one.ranks]
         try:
             read_on(api, ref.run_dir, starts)
         except OSError as error:
