@@ -237,10 +237,11 @@ def port(executor: KubernetesExecutor, job: JobSpec) -> int:
 
 def environment(executor: KubernetesExecutor, job: JobSpec, host: str) -> dict[str, str]:
     env = dict(sorted((name, value) for name, value in job.env.items() if name != "PYTHONPATH"))
-    if search := _search_path(executor, job):
-        env["PYTHONPATH"] = search
     if is_bare(executor, job):
-        return env
+        own_path = executor.env_vars.get("PYTHONPATH")
+        return env | ({"PYTHONPATH": own_path} if own_path else {})
+    if search := _search_path(executor, job):
+        env["NEMORUN_PATH"] = search
     own = run_dir(executor, job)
     resources = job.resources
     env |= {
@@ -273,7 +274,7 @@ def environment(executor: KubernetesExecutor, job: JobSpec, host: str) -> dict[s
 
 
 def _search_path(executor: KubernetesExecutor, job: JobSpec) -> str:
-    """PYTHONPATH without the launching machine's own folders: a pod has none of them."""
+    """What comes first in PYTHONPATH; a pod has none of the launching machine's own folders."""
     given = job.env.get("PYTHONPATH", "")
     if given == executor.env_vars.get("PYTHONPATH"):
         theirs = given.split(":") if given else []

@@ -5,6 +5,7 @@
 #   NEMORUN_FILES     prefix of this task's files in /nemorun/files
 #   NEMORUN_ARCHIVE   the frozen code's archive, if there is one
 #   NEMORUN_CODE      the folder it is unpacked to; without an archive, where the image has its code
+#   NEMORUN_PATH      folders of modules
 #   NEMORUN_WORKDIR   the folder to start in, where it is not the image's own
 set -eu
 umask 077
@@ -12,12 +13,18 @@ umask 077
 # The number of this pod: as a Job, PyTorchJob's operator and a TrainJob's runtime tell it.
 NEMORUN_NODE=${JOB_COMPLETION_INDEX:-${PET_NODE_RANK:-${RANK:-0}}}
 export NEMORUN_NODE
+# First what was submitted, then nemorun itself, then what the image has.
+PYTHONPATH=${NEMORUN_PATH:+$NEMORUN_PATH:}/nemorun/lib${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH
 # A user that the image does not know has no home and no name, which torch and others ask for.
 [ -w "${HOME:-/nowhere}" ] || HOME=/nemorun
 export HOME USER="${USER:-nemorun}"
 
 mkdir -p /nemorun/lib "$NEMORUN_RUN_DIR/logs" "$NEMORUN_RESULTS_DIR"
 tar -xzof /nemorun/files/nemorun.tar.gz -C /nemorun/lib
+if ! python3 -c "import yaml" 2>/dev/null; then # ours is slower than the one that an image has
+    PYTHONPATH=$PYTHONPATH:/nemorun/lib/fallback
+fi
 for file in /nemorun/files/"$NEMORUN_FILES".*; do
     if [ -e "$file" ]; then
         # Pods that share the folder write the same; a name of its own, then a move, lets each see it whole.

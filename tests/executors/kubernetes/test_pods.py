@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from nemorun.job import JobState, Resources
 from tests.executors.conftest import PATIENCE, wait_until
+from tests.k8s_rig import K8sRig
+
+from .conftest import K8sBench
 
 MAIN = "import sys; from nemorun.executors.kubernetes.pod import main; sys.exit(main())"
 #: What ranks run, in place of nemorun's worker: what the words say, in the attempt and rank that they name.
@@ -199,3 +207,74 @@ def test_one_pod_alone(start: Start, tmp_path: Path) -> None:
     pod.ends_with(0)
     assert "nemorun: attempt 3\n[rank 0] started\n[rank 0] False\n" in pod.text
     assert json.loads(pod.report.read_text())["result"] == {"loss": 1.5}
+
+
+CHECKS = """
+import json, os, sys
+from pathlib import Path
+import nemorun, jobs
+at = {name: os.environ.get(name) for name in ("HOME", "RANK", "WORLD_SIZE", "NEMORUN_CODE", "AWKWARD", "KEY")}
+at |= {"cwd": os.getcwd(), "user": os.getuid(), "jobs": jobs.__file__, "words": sys.argv[1:]}
+Path(os.environ["NEMORUN_RESULTS_DIR"], f"rank-{at['RANK']}").write_text(json.dumps(at))
+print("seen", at["RANK"], flush=True)
+if at["RANK"] == "3" and os.environ["NEMORUN_ATTEMPT"] == "1":
+    sys.exit(7)
+"""
+
+
+def test_the_start_of_real_pods(k8s: Callable[..., K8sBench], k8s_node: K8sRig, tmp_path: Path) -> None:
+    """Without a root user, on a file system that cannot be written to; and one pod that is started again."""
+    awkward = 'it\'s "$HOME" $(HOSTNAME) $$ ü\n'
+    shared = Path(tempfile.mkdtemp(prefix="nemorun-", dir="/tmp"))
+    shared.chmod(0o777)
+    code = tmp_path / f"{'0' * 64}.tar.gz"
+    with tarfile.open(code, "w:gz") as tar:
+        for name, text in (("src/jobs.py", b""), ("here/checks.py", CHECKS.encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    bench = k8s(
+        node_selector={"rig/kind": "real"},
+        security_context={"runAsUser": 4711, "runAsNonRoot": True, "readOnlyRootFilesystem": True},
+        volumes=[f"hostpath:{shared}:/shared"],
+        run_dir="/shared/runs",
+        env_vars={"AWKWARD": awkward},
+        retries=1,
+    )
+    try:
+        bench.add(
+            command=(sys.executable, "/work/here/checks.py", awkward),
+            resources=Resources(nodes=2, ntasks_per_node=2),
+            code=str(code),
+            code_root="/work",
+            cwd="/work/here",
+            env={"AWKWARD": awkward, "PYTHONPATH": f"{tmp_path}/{'0' * 64}/src:/nowhere"},
+            secrets=("KEY",),
+            retries=1,
+        )
+        bench.submit({"KEY": "hidden"})
+        status = bench.wait()["task"]
+        assert status.state is JobState.SUCCEEDED, "".join(bench.log(rank=rank) for rank in range(4))
+        (results,) = shared.glob("runs/*/tasks/task/results")
+        seen = [json.loads((results / f"rank-{rank}").read_text()) for rank in range(4)]
+        assert seen[2] == {
+            "HOME": "/nemorun",
+            "RANK": "2",
+            "WORLD_SIZE": "4",
+            "NEMORUN_CODE": "/nemorun/code",
+            "AWKWARD": awkward,
+            "KEY": "hidden",
+            "cwd": "/nemorun/code/here",
+            "user": 4711,
+            "jobs": "/nemorun/code/src/jobs.py",
+            "words": [awkward],
+        }
+        pods = bench.objects("pods")
+        codes = sorted(
+            one["state"]["terminated"]["exitCode"]
+            for pod in pods
+            for one in pod["status"]["containerStatuses"]
+        )
+        assert codes == [0, 0, 7]  # the other pod went on where it was
+    finally:
+        shutil.rmtree(shared)
