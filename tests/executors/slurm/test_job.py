@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,12 +232,6 @@ def test_a_full_disk_and_a_missing_folder_are_told_in_words(local: Local) -> Non
     assert local.run("launch touch started") == 73
     assert f"{local.run_dir} cannot be written on " in local.log.read_text()
     assert not (local.folder / "started").exists()
-
-
-def test_shellcheck() -> None:
-    checker = Path(sys.executable).with_name("shellcheck")
-    done = subprocess.run([checker, JOB_SH], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 # --- on a real Slurm ---

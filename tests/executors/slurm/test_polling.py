@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -324,12 +322,3 @@ def test_a_result_that_is_too_large_stays_there(bench: SlurmBench) -> None:
     status = poll(bench, ref)[0]
     assert (status.state, "larger than 1 MiB" in status.message) == (JobState.SUCCEEDED, True)
     assert not (Path(ref.run_dir) / "result.json").exists()
-
-
-def test_shellcheck() -> None:
-    checker = Path(sys.executable).with_name("shellcheck")
-    if not checker.exists():
-        pytest.skip("shellcheck is not installed")
-    scripts = [Path(polling.__file__).with_name(name) for name in ("poll.sh", "logs.sh", "excerpt.sh")]
-    done = subprocess.run([checker, "--shell=sh", *scripts], text=True, capture_output=True)
-    assert done.stdout == ""
