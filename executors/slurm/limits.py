@@ -23,7 +23,7 @@ _BYTES = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 def components(script: str) -> list[Options]:
     """The `#SBATCH` options of a script: one mapping for each component of a heterogeneous job."""
     found: list[dict[str, str]] = [{}]
-    for line in script.splitlines():
+    for line in script.split("\n"):  # and nothing else ends a line for sbatch
         if line.startswith("#SBATCH "):
             words = shlex.split(line[8:], comments=True)
             if words == ["hetjob"]:

@@ -159,7 +159,10 @@ def _group(value: Any) -> str | None:
 _FIELDS: dict[str, Check] = {
     **_GROUP,
     "retries": _whole(0),
-    "tunnel": _text(r"[^\s\0-][^\s\0]*", '"local" or a host: a name of ~/.ssh/config, user@host, host:port'),
+    # a ProxyCommand may hand it to a shell
+    "tunnel": _text(
+        r"(?!-)[^\s\0'\"`$;&<>|(){}]+", '"local" or a host: a name of ~/.ssh/config, user@host, host:port'
+    ),
     "transport": _one_of("paramiko", "openssh"),
     "ssh_config": _LINE,
     "job_dir": _PATH,

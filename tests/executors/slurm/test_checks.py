@@ -154,6 +154,8 @@ def test_options_are_read_from_the_script() -> None:
     script = "#!/bin/bash -l\n#SBATCH --nodes=2\n#SBATCH -p gpu\n#SBATCH --comment='a b'\n\n#SBATCH hetjob\n"
     script += "#SBATCH --mem=4G\n# a comment\nTASK=x\n#SBATCH --nodes=99\n"
     assert components(script) == [{"nodes": "2", "partition": "gpu", "comment": "a b"}, {"mem": "4G"}]
+    (odd,) = components('#SBATCH --comment="a\u2028b\x0bc"\n#SBATCH --nodes=2\n')  # lines for Python alone
+    assert odd == {"comment": "a\u2028b\x0bc", "nodes": "2"}
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,10 @@ BAD: list[tuple[str, Any]] = [
     *(("container_image", value) for value in ("", "a b", "-x", 3, "a,b")),
     *(("query", value) for value in ("xml", None)),
     *(("transport", value) for value in ("telnet", "")),
-    *(("tunnel", value) for value in ("", "a b", "-oProxyCommand=x", 3, None)),
+    *(
+        ("tunnel", value)
+        for value in ("", "a b", "-oProxyCommand=x", "a;b", "`a`", "$a", "'a", "|a", 3, None)
+    ),
     *(("job_dir", value) for value in ("", "nemorun", "~/a\nb", 3, None)),
     *(("venv", value) for value in ("", "venv", "/a\nb", 3)),
     *(("modules", [value]) for value in ("", "cuda 12", "-x", "a;b", "$(x)")),
@@ -92,6 +95,7 @@ GOOD: list[dict[str, Any]] = [
     *({"nice": value} for value in (0, -5, 10000)),
     *({"gres": value} for value in ("gpu", "gpu:8", "gpu:h100:8,lustre:1", "craynetwork:0", "tmp:2G")),
     *({"tunnel": value} for value in ("login", "alice@login.example.org", "login:2222", "ssh://a@b:22")),
+    *({"tunnel": value} for value in ("DOMAIN\\me@login", "me@fe80::1%eth0", "ssh://me@[::1]:22", "a+b@c")),
     *({"job_dir": value} for value in ("/lustre/me", "~/x", "$SCRATCH/x", "~bob/my jobs")),
     {"nodelist": "node[001-004],gpu7", "exclude": "node009", "constraint": "(a&b)|c*2"},
     {"gpus_per_task": 2, "ntasks_per_node": 4, "gpus_per_node": 8},
