@@ -8,7 +8,7 @@
 # Out: `ok` and lines TASK HANDLE; or `refused UNIT` or `unavailable`, and what Slurm said; or `missing`.
 umask 077
 base=$JOB_DIR/experiments
-mkdir -p "$base" "$JOB_DIR/code" "$JOB_DIR/lib" || exit 1
+make_job_dir || exit 1
 find "$base" -maxdepth 1 -name '.incoming.*' -mmin +1440 -exec rm -rf {} + # of who was killed
 lock=
 in=$(mktemp -d "$base/.incoming.XXXXXX") || exit 1

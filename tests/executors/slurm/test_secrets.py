@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nemorun.errors import SubmitError
 from nemorun.job import JobState, Reason
 
 from .conftest import SlurmBench, eventually
@@ -132,3 +133,18 @@ def test_secrets_that_cannot_be_deleted_are_named(slurm: Callable[..., SlurmBenc
     status = bench.wait()["task"]
     assert status.state is JobState.CANCELLED
     assert "delete its secrets there" in status.message and "tasks/task/secrets" in status.message
+
+
+def test_what_somebody_else_has_put_into_job_dir_is_not_run(slurm: Callable[..., SlurmBench]) -> None:
+    bench = slurm()
+    folder = f"/lustre/{bench.id}"
+    bench.rig.on(
+        "login", f"mkdir -p {folder}/lib; chmod 1777 {folder}; chown bob {folder}/lib; chmod 755 {folder}/lib"
+    )
+    bench.executor.job_dir = folder
+    bench.add(command=("true",))
+    try:
+        with pytest.raises(SubmitError, match=f"{folder}/lib is another user's"):
+            bench.submit()
+    finally:
+        bench.rig.on("login", f"rm -r {folder}")
