@@ -101,16 +101,14 @@ def _sit(
     mark = f"{options['comment'].split()[0]} {_digest(options)}"
     here = replace(rendered, units=(replace(unit, script=_interactive(unit, job)),))
     cluster = cluster_of(executor)
-    payload = Payload(here, secrets, library())
+    begin = _beginning(executor, job, options, ending)
+    payload = Payload(here, secrets, library(), {f"{unit.name}.rc": begin})
     facts = probe(cluster, tuple(payload.archives), interpreter(executor))
     refuse(executor, rendered, facts, cluster.name)
-    begin = _beginning(executor, job, options, ending)
     command = cluster.command(
         "settle.sh",
         EXP=payload.folder,
         WANTED=" ".join(payload.archives),
-        TASK=unit.name,
-        RC=begin,
         JOB_NAME=options["job-name"],
         MARK=mark if again else "",
     )

@@ -7,7 +7,7 @@ import io
 import shlex
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from nemorun.errors import SubmitError
@@ -32,6 +32,8 @@ class Payload:
     rendered: SlurmRendered
     secrets: Mapping[str, str]
     library: Path
+    besides: Mapping[str, str] = field(default_factory=dict)
+    """Further files for the experiment's folder: name -> text."""
 
     @property
     def id(self) -> str:
@@ -69,7 +71,8 @@ class Payload:
         for path, archive in self.archives.items():
             if path not in have:
                 files.add(f"archives/{PurePosixPath(path).name}", archive.read_bytes())
-        files.add("place/job.sh", script("job.sh"))
+        for name, text in {"job.sh": script("job.sh"), **self.besides}.items():
+            files.add(f"place/{name}", text)
         library = next(iter(self.archives))
         files.link("place/nemorun", "../" * (self.folder.count("/") + 1) + library)
         files.folder("place/logs")

@@ -1,7 +1,7 @@
 # Puts what an interactive session needs into its folder. POSIX sh, after prelude.sh.
-# In: EXP (the folder, under JOB_DIR), WANTED (archives: paths under JOB_DIR), TASK, RC (what the shell reads),
-# JOB_NAME, MARK (the comment that a living allocation must have; if it has another one, nothing is done). On stdin
-# a tar.gz: `place` and `tasks` (what goes to EXP), `archives` (those that are not there yet).
+# In: EXP (the folder, under JOB_DIR), WANTED (archives: paths under JOB_DIR), JOB_NAME, MARK (the comment that a
+# living allocation must have; if it has another one, nothing is done). On stdin a tar.gz: `place` and `tasks` (what
+# goes to EXP), `archives` (those that are not there yet).
 # Out: a line `JOBID COMMENT` for each living allocation of that name.
 living=$(squeue --noheader --user="$(id -un)" --name="$JOB_NAME" --format='%A %k') || exit 1
 case "$MARK:$living" in
@@ -10,7 +10,7 @@ case "$MARK:$living" in
 esac
 umask 077
 base=$JOB_DIR/experiments
-mkdir -p "$base" "$JOB_DIR/code" "$JOB_DIR/lib" "$JOB_DIR/$EXP/code" || exit 1
+make_job_dir && mkdir -p "$JOB_DIR/$EXP/code" || exit 1
 in=$(mktemp -d "$base/.incoming.XXXXXX") || exit 1
 trap 'rm -rf "$in"' EXIT
 tar -xzf - -C "$in" && [ -s "$in/plan" ] || { echo "the files did not arrive whole in $base" >&2; exit 95; }
@@ -32,5 +32,5 @@ for path in $WANTED; do
     esac
 done
 rm -f "$JOB_DIR/$EXP/nemorun"
-cp -RPf "$in/place/." "$in/tasks" "$JOB_DIR/$EXP/" && printf '%s' "$RC" >"$JOB_DIR/$EXP/$TASK.rc" || exit 1
+cp -RPf "$in/place/." "$in/tasks" "$JOB_DIR/$EXP/" || exit 1
 [ -z "$living" ] || echo "$living"

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from nemorun.executors.slurm import SlurmExecutor
-from nemorun.executors.slurm.cluster import script
 from nemorun.executors.slurm.interactive import _interactive
 from nemorun.job import JobSpec, Resources
 from nemorun.remote import connect
@@ -251,27 +250,6 @@ def test_this_machine_is_the_place(
 
     assert invoke(words) == 2
     assert "the shell that you are in is the place already" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("prelude", "settle"),
-        ("prelude", "enter"),
-        ("prelude", "attach"),
-        ("prelude", "release"),
-        ("session_rc", "session"),
-    ],
-)
-def test_shellcheck(names: tuple[str, ...], tmp_path: Path) -> None:
-    checker = Path(sys.executable).with_name("shellcheck")
-    if not checker.exists():
-        pytest.skip("shellcheck is not installed")
-    together = tmp_path / "script"
-    together.write_text("".join(script(f"{name}.sh") for name in names))
-    shell = "sh" if names[0] == "prelude" else "bash"
-    done = subprocess.run([checker, "-s", shell, "-e", "SC2034", together], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
