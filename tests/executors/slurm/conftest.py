@@ -113,9 +113,7 @@ class SlurmBench:
 
     def queued(self) -> dict[str, str]:
         """Job or array element -> name, of this experiment's jobs that are in the queue."""
-        listed = self.on_login(
-            f"squeue --me --noheader --array --format='%i %j %k' | grep ':{self.id}\\.' || :"
-        )
+        listed = self.on_login(f"squeue --me --noheader --array --format='%i %j' | grep '\\.{self.id}$' || :")
         return {words[0]: words[1] for words in map(str.split, listed.splitlines())}
 
     def clean(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,8 +46,10 @@ class Spy:
 
 
 @pytest.fixture
-def spy(bench: SlurmBench, monkeypatch: pytest.MonkeyPatch) -> Spy:
-    return Spy(bench, monkeypatch)
+def spy(bench: SlurmBench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
+    spy = Spy(bench, monkeypatch)
+    yield spy
+    spy.before = ""  # the bench is cleaned with what is really there
 
 
 def by_hand(bench: SlurmBench, name: str, script: str, *options: str, lines: str = "") -> JobRef:
