@@ -47,7 +47,7 @@ class KubernetesExecutor(Executor):
     """Name of the container; by default nemo. PyTorchJob and TrainJob prescribe theirs."""
 
     nodes: int | None = None
-    """Pods, each on its own node; by default the task's."""
+    """Pods; by default the task's nodes."""
     ntasks_per_node: int | None = None
     """Ranks in each pod; by default the task's."""
     num_gpus: int | None = None
@@ -66,7 +66,7 @@ class KubernetesExecutor(Executor):
     env_from_secrets: list[str] = field(default_factory=list)
     """Secrets of the namespace whose keys become variables of every rank."""
     volumes: list[str] = field(default_factory=list)
-    """Mounts, such as "pvc:CLAIM:/data", "hostpath:/x:/y:ro", "emptydir:/scratch", "nfs:SERVER:/path:/mnt"."""
+    """Mounts: "pvc:CLAIM:/data", "hostpath:/x:/y:ro", "emptydir:/scratch", "nfs:SERVER:/path:/mnt" …"""
     run_dir: str | None = None
     """Folder on one of the volumes for checkpoints and results; without one, they end with their pod."""
     code: Literal["configmap", "pvc", "image"] = "configmap"
@@ -85,7 +85,7 @@ class KubernetesExecutor(Executor):
     queue: str | None = None
     """Kueue's LocalQueue: all pods start together, when there is room for them."""
     topology: str | None = None
-    """How near the pods stand, by Kueue: "required:LABEL", "preferred:LABEL", "unconstrained", "slice:LABEL:N"."""
+    """How near the pods are, by Kueue: "required:LABEL", "preferred:LABEL", "unconstrained", "slice:LABEL:N"."""
 
     service_account: str | None = None
     """Service account of the pods."""

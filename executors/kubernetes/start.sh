@@ -9,6 +9,8 @@
 #   NEMORUN_WORKDIR   the folder to start in, where it is not the image's own
 set -eu
 umask 077
+# Told to stop already: nothing is lost. (The first process of a pod ignores what it has no trap for.)
+trap 'exit "${NEMORUN_EXIT_RESUME:-75}"' TERM
 
 # The number of this pod: as a Job, PyTorchJob's operator and a TrainJob's runtime tell it.
 NEMORUN_NODE=${JOB_COMPLETION_INDEX:-${PET_NODE_RANK:-${RANK:-0}}}
