@@ -29,7 +29,7 @@ _KEEP_ONE = "volumes"
 
 
 def merge(base: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `patch` on top; None deletes a key, `$patch: delete` an entry, `$patch: replace` all there was."""
+    """The patch on top; None deletes a key, `$patch: delete` an entry, `$patch: replace` all the rest."""
     if patch.get(_PATCH) == "replace":
         return merge({}, {key: value for key, value in patch.items() if key != _PATCH})
     result = dict(base)
