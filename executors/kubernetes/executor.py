@@ -85,7 +85,7 @@ class KubernetesExecutor(Executor):
     queue: str | None = None
     """Kueue's LocalQueue: all pods start together, when there is room for them."""
     topology: str | None = None
-    """How near pods are, with Kueue: "required:LABEL", "preferred:LABEL", "unconstrained", "slice:LABEL:N"."""
+    """How near pods are, by Kueue: "required:LABEL", "preferred:LABEL", "unconstrained", "slice:LABEL:N"."""
 
     service_account: str | None = None
     """Service account of the pods."""
