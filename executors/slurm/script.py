@@ -132,5 +132,5 @@ def _search_path(executor: SlurmExecutor, job: JobSpec) -> str:
             words.append('"$NEMORUN_CODE"' if rest == "." else f'"$NEMORUN_CODE"/{shlex.quote(rest)}')
         elif theirs:
             words.append("'" + entry.replace("'", "'\\''") + "'")
-    words.append('"$PWD/nemorun:$PWD/nemorun/fallback${PYTHONPATH:+:$PYTHONPATH}"')
+    words.append('"$PWD/nemorun${PYTHONPATH:+:$PYTHONPATH}"')
     return ":".join(dict.fromkeys(words))

@@ -174,7 +174,7 @@ def test_the_environment_alone_can_be_run(stage: Path) -> None:
     _, seen = perform(stage, lines, SCRATCH="/scratch")
     assert {name: seen[name] for name in AWKWARD} == AWKWARD
     search = f"{stage}/code/4f2a91c07b3d:{stage}/code/4f2a91c07b3d/my src"
-    assert seen["PYTHONPATH"] == f"{search}:{stage}/nemorun:{stage}/nemorun/fallback"
+    assert seen["PYTHONPATH"] == f"{search}:{stage}/nemorun"
     assert seen["PATH"].startswith("/scratch/venvs/nemo 2/bin:")
 
 
