@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nemorun.executors.slurm.cluster import cluster_of
 from nemorun.executors.slurm.paths import experiment_id, remote_run_dir
+from nemorun.executors.slurm.polling import ask_anew
 from nemorun.job import JobRef
 from nemorun.remote.errors import RemoteError
 
@@ -24,3 +25,4 @@ def cancel(executor: SlurmExecutor, refs: Sequence[JobRef]) -> None:
     done = cluster.run(cluster.command("cancel.sh"), "".join(lines).encode(), retry=True)
     if done.returncode:
         raise RemoteError(f"{cluster.name}: not everything could be cancelled: {done.stderr.strip()}")
+    ask_anew(executor)

@@ -16,7 +16,7 @@ _LOST_NODE = re.compile(r"(?:NODE FAILURE|Node failure on) ?(?P<node>[\w.-]*)")
 
 def first_failure(seen: Evidence, code: int | None) -> tuple[Reason, str]:
     """Which rank failed first, and of what."""
-    reason = Reason.SIGNAL if code and code > 128 else Reason.EXIT_CODE
+    reason = Reason.SIGNAL if code and 128 < code < 193 else Reason.EXIT_CODE  # 255 is what srun refuses with
     if seen.failure:
         rank, _, text = seen.failure.partition(" ")
         try:

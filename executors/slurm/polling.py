@@ -89,7 +89,7 @@ class _Memory:
         self.statuses |= statuses
 
 
-_memories: dict[Hashable, _Memory] = defaultdict(_Memory)
+_memories: dict[tuple[Hashable, ...], _Memory] = defaultdict(_Memory)
 #: Tokens of jobs whose end this process has seen.
 _ended: set[str] = set()
 
@@ -126,6 +126,13 @@ def poll(executor: SlurmExecutor, refs: Sequence[JobRef]) -> dict[str, JobStatus
     _bring_results(answer, refs, statuses)
     _forget_secrets(cluster, [refs[int(number)] for number in answer["K"]], statuses)
     return statuses
+
+
+def ask_anew(executor: SlurmExecutor) -> None:
+    """Something was done to jobs at this place: what Slurm said before does not count any more."""
+    for (place, *_), memory in _memories.items():
+        if place == executor.place():
+            memory.ask_at = 0.0
 
 
 def has_ended(ref: JobRef) -> bool:

@@ -10,7 +10,7 @@ from nemorun.job import Reason
 _WAIT = Reason.RESOURCES
 #: The reason, without "Max", "Grp", "Per..." that many have: its words. `{...}` are fields of the row.
 _REASONS = {
-    "": (Reason.NONE, "it was just submitted"),
+    "": (Reason.NONE, ""),
     "Priority": (_WAIT, "jobs of higher priority stand before it"),
     "Resources": (_WAIT, "it is next, as soon as enough nodes are free"),
     "Dependency": (Reason.DEPENDENCY, ""),
@@ -64,6 +64,7 @@ _REASONS = {
         Reason.HELD,
         "it could not be started; `scontrol release {id}` tries again",
     ),
+    "job_requeued_in_held_state": (Reason.HELD, "`scontrol release {id}` lets it go"),
     "FedJobLock": (Reason.NONE, "the clusters of the federation settle where it runs"),
     "BurstBufferResources": (_WAIT, "the burst buffer is full"),
     "BurstBufferStageIn": (Reason.NONE, "its data is being staged in"),
@@ -113,6 +114,7 @@ def why_pending(row: Row) -> tuple[Reason, str]:
     name = (
         row.reason.partition(",")[0].partition("(")[0].strip()
     )  # "ReqNodeNotAvail, UnavailableNodes:node003"
+    name = name.replace(" ", "_")  # "job requeued in held state"
     if row.state in ("REQUEUE_HOLD", "SPECIAL_EXIT") and name not in _REASONS:
         name = "JobHeldAdmin"
     if name in _REASONS:

@@ -94,6 +94,9 @@ def status(seen: Evidence) -> JobStatus:
         )
     if seen.unaccounted:
         return _now(seen, JobState.UNKNOWN, message=seen.unaccounted)
+    if seen.job and seen.cancel_ordered and not seen.journal:
+        # Slurm keeps no record of an array's element that is cancelled while it waits
+        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, "before it began", ended_at=seen.now)
     if seen.job or seen.journal:
         return _now(seen, JobState.UNKNOWN, message=_forgotten(seen))
     if seen.submitting or (seen.fresh and not seen.cancel_ordered):
@@ -109,7 +112,7 @@ def status(seen: Evidence) -> JobStatus:
 def _brought_up_to_date(seen: Evidence) -> Row | None:
     """squeue's row; the journal may know since then that it has begun, or that it waits again."""
     row, last = seen.queued, seen.journal[-1] if seen.journal else None
-    if row is None or last is None or last.at <= seen.asked_at:
+    if row is None or last is None or last.at < seen.asked_at:
         return row
     if last.kind == "began":
         return replace(
@@ -136,11 +139,14 @@ def _now(
 
 def _pending(seen: Evidence, row: Row) -> JobStatus:
     reason, words = why_pending(row)
+    parts = [words]
     if before := _before(seen.journal):
-        reason = Reason.BACKOFF if row.reason in ("BeginTime", "") else reason
-        words = f"{before}; {words}" if words else before
-    if row.start and row.start > seen.now:
-        words += f"; starts about {_clock(row.start, seen.now)}"
+        if row.reason in ("BeginTime", ""):  # Slurm lets everything that is started again wait for a while
+            reason, parts = Reason.BACKOFF, []
+        parts = [before, *parts]
+    if row.start and row.start >= seen.now + 60:
+        parts.append(f"starts about {_clock(row.start, seen.now)}")
+    words = "; ".join(filter(None, parts))
     return _now(seen, JobState.PENDING, reason, words)
 
 
@@ -222,7 +228,8 @@ def _forgotten(seen: Evidence) -> str:
     job = seen.job or "of its name"
     if seen.journal and seen.journal[-1].kind == "began":
         return f"it began, but Slurm knows no job {job} any more, and it left no word of its end"
-    return f"Slurm knows no job {job}: neither squeue nor sacct shows it"
+    by_hand = "; if it was cancelled by hand, `nemorun cancel` settles it" if "_" in job else ""
+    return f"Slurm knows no job {job}: neither squeue nor sacct shows it{by_hand}"
 
 
 def _clock(at: float, now: float) -> str:

@@ -69,6 +69,22 @@ def test_the_first_failed_rank_is_named() -> None:
     )
     assert seen(ended("failed 127")).message == "its batch script ended with 127"
     assert seen(ended("failed 143")).message == "its batch script ended with 143 (SIGTERM)"
+    refused = seen(ended("failed 255"))  # an option that srun does not know: nobody sent a signal
+    assert (refused.reason, refused.exit_code) == (Reason.EXIT_CODE, 255)
+
+
+def test_an_element_that_was_cancelled_while_it_waited_has_ended() -> None:
+    """Slurm forgets it at once, queue and accounting alike."""
+    found = seen(job="7_3", cancel_ordered=True)
+    assert (found.state, found.message, found.ended_at) == (JobState.CANCELLED, "before it began", NOW)
+    assert "`nemorun cancel`" in seen(job="7_3").message
+    assert seen(BEGAN, job="7_3", cancel_ordered=True).state is JobState.UNKNOWN
+
+
+def test_what_was_requeued_and_held_says_how_it_goes_on() -> None:
+    found = seen(BEGAN, queued=row("PENDING", "job requeued in held state"))
+    assert found.reason is Reason.HELD
+    assert found.message == "attempt 1 was interrupted; `scontrol release 7` lets it go"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +105,8 @@ def test_what_the_journal_says_later_is_newer() -> None:
     waiting = row("PENDING", "Priority")
     found = seen(BEGAN, queued=waiting, asked_at=NOW - 200)
     assert (found.state, found.message) == (JobState.RUNNING, "on node001,node002")
+    same = seen(BEGAN, queued=waiting, asked_at=1795469900)  # seconds are all that a journal knows
+    assert same.state is JobState.RUNNING
     requeued = "1795469950 requeued 1 time-limit 75"
     assert seen(BEGAN, requeued, queued=row("RUNNING"), asked_at=NOW - 200).state == JobState.PENDING
     assert seen(BEGAN, requeued, queued=row("RUNNING"), asked_at=NOW).state == JobState.RUNNING
@@ -107,7 +125,7 @@ def test_what_the_journal_says_later_is_newer() -> None:
 def test_what_waits_again_says_why(line: str, words: str) -> None:
     found = seen(BEGAN, line, queued=row("PENDING", "BeginTime"))
     assert (found.state, found.reason, found.attempt) == (JobState.PENDING, Reason.BACKOFF, 1)
-    assert found.message == f"{words}; it may not start earlier"
+    assert found.message == words
 
 
 def test_the_expected_start_is_told() -> None:
@@ -115,8 +133,14 @@ def test_the_expected_start_is_told() -> None:
     found = seen(queued=row("PENDING", "Priority", start=at))
     day = time.strftime("%a %d %b %H:%M", time.localtime(at))
     assert found.message == f"jobs of higher priority stand before it; starts about {day}"
-    soon = seen(queued=row("PENDING", "Priority", start=NOW + 1)).message
-    assert soon.endswith(time.strftime("starts about %H:%M", time.localtime(NOW + 1)))
+    today = seen(queued=row("PENDING", "Priority", start=NOW + 60)).message
+    assert today.endswith(time.strftime("starts about %H:%M", time.localtime(NOW + 60)))
+    assert "starts" not in seen(queued=row("PENDING", "Priority", start=NOW + 1)).message
+
+
+def test_a_job_that_was_just_submitted_needs_no_words() -> None:
+    assert seen(queued=row("PENDING")).message == ""
+    assert seen(queued=row("PENDING", start=NOW + 60)).message.startswith("starts about")
 
 
 @pytest.mark.parametrize(
