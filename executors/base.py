@@ -117,6 +117,10 @@ class Executor(ABC):
     def excerpt(self, ref: JobRef) -> str:
         """Why a task failed, as its first failing rank wrote it: the traceback, or the last lines."""
 
+    def remote_dir(self, ref: JobRef) -> str | None:
+        """Where the job's folder is, if it is not the one here, as a person would reach it: `host:folder`."""
+        return None
+
     @abstractmethod
     def cancel(self, refs: Sequence[JobRef]) -> None: ...
 

@@ -36,7 +36,7 @@ class SlurmExecutor(Executor):
     pace: ClassVar[tuple[float, float]] = (0.5, 5.0)
 
     tunnel: str = "local"
-    """Where sbatch is: "local", or a host as ssh takes it: a name of ~/.ssh/config, user@host, host:port."""
+    """Where sbatch is: "local", or a host: a name of ~/.ssh/config, user@host, host:port."""
     transport: Literal["paramiko", "openssh"] | None = None
     """How it is reached; by default openssh where a live ControlMaster exists, else paramiko."""
     ssh_config: str | None = None
@@ -185,6 +185,12 @@ class SlurmExecutor(Executor):
         from nemorun.executors.slurm.reading import excerpt
 
         return excerpt(self, ref)
+
+    def remote_dir(self, ref: JobRef) -> str:
+        from nemorun.executors.slurm.paths import remote_run_dir
+
+        host = "" if self.tunnel == "local" else f"{self.tunnel}:"
+        return f"{host}{self.job_dir.rstrip('/')}/{remote_run_dir(ref.token, ref.run_dir)}"
 
     def cancel(self, refs: Sequence[JobRef]) -> None:
         from nemorun.executors.slurm.cancelling import cancel

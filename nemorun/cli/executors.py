@@ -9,6 +9,7 @@ import typer
 from nemorun.cli.app import new_app
 from nemorun.cli.completion import complete_executor
 from nemorun.cli.output import Json, as_json, note, table
+from nemorun.errors import OverrideError
 
 if TYPE_CHECKING:
     from nemorun.workspace import ExecutorEntry
@@ -61,16 +62,25 @@ def _data(name: str, entry: ExecutorEntry, default: bool) -> dict[str, Any]:
 @app.command()
 def check(
     name: Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete_executor)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="executor.FIELD=VALUE", help="Check it with these fields, as `run` takes them."
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Say whether an executor can be used from here, one line for each thing that must be so.
 
     Exit code 1 if one of them is not.
     """
-    from nemorun.cli.task import make_executor
+    from nemorun.cli.task import make_executor, split_executor
     from nemorun.workspace import find_workspace
 
-    checks = make_executor(name, (), find_workspace()).check()
+    others, fields = split_executor(overrides or ())
+    if others:
+        raise OverrideError(f"'{others[0]}' is no field of the executor: write executor.FIELD=VALUE")
+    checks = make_executor(name, fields, find_workspace()).check()
     good = all(line.ok for line in checks)
     if json:
         as_json({"name": name, "ok": good, "checks": [vars(line) for line in checks]})

@@ -9,7 +9,7 @@ import typer
 
 from nemorun.cli.completion import complete_experiment
 from nemorun.cli.output import Json, as_json, confirm, duration, note, table, when
-from nemorun.errors import NemorunError
+from nemorun.errors import DiscoveryError, NemorunError
 
 if TYPE_CHECKING:
     from nemorun.experiment import Record
@@ -63,6 +63,9 @@ def status(experiment: Id = "-1", json: Json = False) -> None:
         return
     print(f"{record.name} ({record.id}): {record.state.value}, created {when(record.created_at)}")
     print(record.folder)
+    folders = (_remote_dir(record, name) for name in record.statuses)
+    for folder in dict.fromkeys(one.rpartition("/tasks/")[0] for one in folders if one):
+        print(f"there: {folder}")
     table(
         ("task", "job", "state", "time", "attempt", "reason"),
         [
@@ -112,7 +115,9 @@ def cancel(
         return
     confirm(f"Cancel {what}?", yes)
     record.cancel(task)
-    note(f"{what}: {(record.state if task is None else record.statuses[task].state).value}")
+    state = record.state if task is None else record.statuses[task].state
+    # an executor may have taken the order over, and its ranks still be ending
+    note(f"{what}: {state.value}" if state.ended else f"{what} is being cancelled; it is still {state.value}")
 
 
 def diff(left: Id, right: Id, json: Json = False) -> None:
@@ -159,12 +164,23 @@ def as_data(record: Record) -> dict[str, Any]:
                 "started_at": status.started_at,
                 "ended_at": status.ended_at,
                 "run_dir": str(record.run_dirs[name]),
+                "remote_dir": _remote_dir(record, name),
                 "executor": record.kinds[name],
                 "handle": record.ref(name).handle,
             }
             for name, status in record.statuses.items()
         ],
     }
+
+
+def _remote_dir(record: Record, task: str) -> str | None:
+    """Where an executor of another machine has the task's folder, results included."""
+    if record.kinds[task] == "local":  # nothing is read and built for what is not there
+        return None
+    try:
+        return record.executor(task).remote_dir(record.ref(task))
+    except DiscoveryError:  # a part of the record was deleted: its state can be shown all the same
+        return None
 
 
 def _progress(record: Record) -> str:

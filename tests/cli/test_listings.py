@@ -81,6 +81,14 @@ def test_executors_check(cli, workspace):
     assert checked["ok"] is True and set(checked["checks"][0]) == {"name", "ok", "message"}
 
 
+def test_executors_check_takes_fields(cli, workspace):
+    assert cli("executors", "check", "local", "executor.nodes=1").code == 0
+    wrong = cli("executors", "check", "local", "executor.nodes=0")
+    assert wrong.code != 0 and "nodes" in wrong.out + wrong.err
+    other = cli("executors", "check", "local", "nodes=1")
+    assert other.code == 2 and "'nodes=1' is no field of the executor" in other.err
+
+
 def test_a_broken_settings_file_is_named(cli, workspace):
     (workspace / "nemorun.yaml").write_text("executers: {}\n")
     done = cli("executors")
