@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 
 from nemorun.remote.errors import ConnectError
 
+#: `name:port` and `[address]:port`; an address of IPv6 alone has colons, too.
+_WITH_PORT = re.compile(r"[^:\[\]]+:\d+|[^:]*\[.*\]:\d+")
+
 
 @dataclass(frozen=True)
 class Host:
@@ -43,12 +46,14 @@ class Host:
 def lookup(
     host: str, config: Path | None = None, *, user: str | None = None, port: int | None = None
 ) -> Host:
-    """Settings for `host` (`name`, `user@name` or `ssh://user@name:port`) in `config`, by default the
+    """Settings for `host` (`name`, `user@name:port` or `ssh://user@name:port`) in `config`, by default the
     user's own.
 
     `user` and `port` win over the file. Raises ConnectError for a name that ssh refuses, a broken file, no
     ssh.
     """
+    if _WITH_PORT.fullmatch(host):
+        host = f"ssh://{host}"
     if host.startswith("ssh://"):  # ssh reads these too, but not with every address
         try:
             address = urlsplit(host)
@@ -127,7 +132,5 @@ def jump_host(host: Host) -> Host | None:
     if not host.jumps:
         return None
     *before, last = host.jumps
-    with_port = re.fullmatch(r"[^:\[\]]+:\d+|[^:]*\[.*\]:\d+", last)
-    name = f"ssh://{last}" if with_port else last
-    jump = lookup(name, host.config)
+    jump = lookup(last, host.config)
     return replace(jump, jumps=tuple(before)) if before else jump

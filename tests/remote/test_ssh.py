@@ -79,6 +79,7 @@ def test_the_configuration_is_sshs_own(tmp_path: Path) -> None:
     [
         ("me@cluster", "cluster", "me", 22),
         ("ssh://me@cluster:2200", "cluster", "me", 2200),
+        ("me@cluster:2200", "cluster", "me", 2200),
         ("me@fd00::7", "fd00::7", "me", 22),
         ("ssh://me@[fd00::7]:23", "fd00::7", "me", 23),
     ],
