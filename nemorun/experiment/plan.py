@@ -210,7 +210,8 @@ def _check_dependencies(group: list[PreparedTask], tasks: list[PreparedTask]) ->
                 other = next(one for one in tasks if one.spec.name == name)
                 raise ConfigError(
                     f"task '{task.spec.name}' depends on '{name}', but can only wait for tasks of its own "
-                    f"place, and theirs differ: {task.executor!r} and {other.executor!r}; give both the same"
+                    f"place, and theirs differ: {as_config(task.executor)!r} and "
+                    f"{as_config(other.executor)!r}; give both the same"
                 )
 
 
