@@ -49,8 +49,13 @@ while :; do
                 done
         done)"
     fi
+    # Each word is a question to the controller: elements of an array go in one, as far as a word may be long.
     # shellcheck disable=SC2086 # words
-    [ -z "$ids" ] || printf '%s\n' $ids | xargs -r -n 500 scancel --quiet 2>>"$said"
+    [ -z "$ids" ] || printf '%s\n' $ids | awk -F _ '
+        function give(job) { print job "_[" substr(list[job], 2) "]"; delete list[job]; delete count[job] }
+        NF == 1 { print; next }
+        { list[$1] = list[$1] "," $2; if (++count[$1] == 1000) give($1) }
+        END { for (job in list) give(job) }' | xargs -r -n 500 scancel --quiet 2>>"$said"
     # what has ended is no error
     bad=$(grep -viE 'invalid job id|already (completed|completing|finished)|^$' "$said") || exit 0
     [ "$pause" -le 16 ] || { echo "$bad" >&2; exit 93; }

@@ -375,6 +375,23 @@ def test_cancelling_reaches_all_and_once_more_does_nothing(slurm: Callable[..., 
     assert (bench.run_dir("t2") / "secrets").exists()
 
 
+def test_elements_of_an_array_are_cancelled_together(
+    later: SlurmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        later.add(f"t{number}", command=("true",))
+    later.add("alone", command=("false",))
+    handles = later.submit()
+    kept = handles["t3"]
+    counting = 'for word; do echo "$word" >>"$(dirname "$0")/words"; done; exec /usr/bin/scancel "$@"'
+    folder = with_programs(later, monkeypatch, scancel=counting)
+    later.executor.cancel([ref for ref in later.refs if ref.name != "t3"])
+    array = kept.partition("_")[0]
+    words = {"--quiet", f"{array}_[0,1,2,4,5,6,7]", handles["alone"]}
+    assert sorted((folder / "words").read_text().split()) == sorted(words)
+    assert set(later.queued()) == {kept}
+
+
 def test_what_the_users_variables_say_changes_nothing(
     later: SlurmBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
