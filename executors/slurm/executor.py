@@ -187,10 +187,11 @@ class SlurmExecutor(Executor):
         return excerpt(self, ref)
 
     def remote_dir(self, ref: JobRef) -> str:
-        from nemorun.executors.slurm.paths import remote_run_dir
+        from nemorun.executors.slurm.paths import known_job_dir, remote_run_dir
 
         host = "" if self.tunnel == "local" else f"{self.tunnel}:"
-        return f"{host}{self.job_dir.rstrip('/')}/{remote_run_dir(ref.token, ref.run_dir)}"
+        job_dir = known_job_dir(ref.run_dir) or self.job_dir
+        return f"{host}{job_dir.rstrip('/')}/{remote_run_dir(ref.token, ref.run_dir)}"
 
     def cancel(self, refs: Sequence[JobRef]) -> None:
         from nemorun.executors.slurm.cancelling import cancel

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 #: Under `job_dir`: experiments, frozen code and nemorun itself, the latter two by content.
 EXPERIMENTS, CODE, LIBRARY = "experiments", "code", "lib"
+#: File of the record here, beside `tasks`: what `job_dir` is on the cluster, without ~ and variables.
+JOB_DIR = "job_dir"
 
 
 def experiment_id(token: str) -> str:
@@ -25,6 +27,14 @@ def remote_run_dir(token: str, run_dir: str) -> str:
     parts = PurePath(run_dir).parts
     start = max(number for number, part in enumerate(parts) if part.endswith(suffix))
     return "/".join([EXPERIMENTS, *parts[start:]])
+
+
+def known_job_dir(run_dir: str) -> str | None:
+    """`job_dir` as the cluster knows it, if a submission has got as far as to learn it."""
+    try:
+        return (Path(run_dir).parents[1] / JOB_DIR).read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def remote_results_dir(results: PurePath) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemorun.errors import SubmitError, SubmitUnclear
@@ -12,6 +14,7 @@ from nemorun.executors.slurm.cluster import PATIENCE, Cluster, cluster_of
 from nemorun.executors.slurm.facts import Facts, parse
 from nemorun.executors.slurm.library import library
 from nemorun.executors.slurm.limits import components, problems
+from nemorun.executors.slurm.paths import JOB_DIR
 from nemorun.executors.slurm.payload import Payload
 from nemorun.executors.slurm.units import SlurmRendered
 from nemorun.remote.connection import Completed
@@ -38,6 +41,9 @@ def submit(executor: SlurmExecutor, rendered: Rendered, secrets: Mapping[str, st
     except RemoteError as error:
         raise SubmitError(f"nothing was submitted: {error}") from error
     refuse(executor, rendered, facts, cluster.name)
+    with suppress(OSError):  # a full disk: then job_dir is shown as it was written
+        note = Path(rendered.jobs[0].run_dir).parents[1] / JOB_DIR
+        note.write_text(facts.job_dir, encoding="utf-8")
     return _send(cluster, payload, facts)
 
 
