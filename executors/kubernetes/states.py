@@ -115,7 +115,7 @@ def _gone(seen: Evidence) -> JobStatus:
     if seen.seen_at is not None and seen.now - seen.seen_at <= JUST_SEEN:
         words = f"{seen.handle or 'its workload'} was deleted, and not by nemorun"
         return _now(seen, JobState.CANCELLED, Reason.CANCELLED, words, ended_at=last or seen.now)
-    if seen.submitting:
+    if seen.submitting and not seen.handle:
         return _now(seen, JobState.PENDING, message="it is being submitted")
     if seen.handle or seen.attempts:
         words = (

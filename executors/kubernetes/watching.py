@@ -76,8 +76,9 @@ class Known:
                 found.clear()
                 query.pop("continue", None)
                 continue
-            for one in answer["items"]:
-                found[one["metadata"]["uid"]] = _slim(one)
+            kind = {key: answer[key].removesuffix("List") for key in ("apiVersion", "kind") if key in answer}
+            for one in answer["items"]:  # which do not say themselves what they are
+                found[one["metadata"]["uid"]] = _slim({**kind, **one})
             query["continue"] = answer["metadata"].get("continue") or ""
             if not query["continue"]:
                 break

@@ -140,10 +140,8 @@ class FakeApi(Api):
         return "".join(lines[-query["tailLines"] :])
 
 
-def start(index: int = 0, number: int = 1, over: bool = False, **fields: Any) -> Attempt:
-    return Attempt(
-        index, number, f"p{index}-{number}", f"u{index}{number}", over=over, container="nemo", **fields
-    )
+def start(index: int = 0, number: int = 1, **fields: Any) -> Attempt:
+    return Attempt(index, number, f"p{index}-{number}", f"u{index}{number}", ranks=2, **fields)
 
 
 def files(run_dir: Path) -> dict[str, str]:
