@@ -94,9 +94,10 @@ def status(seen: Evidence) -> JobStatus:
         )
     if seen.unaccounted:
         return _now(seen, JobState.UNKNOWN, message=seen.unaccounted)
-    if seen.job and seen.cancel_ordered and not seen.journal:
-        # Slurm keeps no record of an array's element that is cancelled while it waits
-        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, "before it began", ended_at=seen.now)
+    if seen.job and seen.cancel_ordered:
+        # of an array's element that waits Slurm keeps no record then; without accounting, of no job
+        words = "it left no word of its end" if seen.journal else "before it began"
+        return _now(seen, JobState.CANCELLED, Reason.CANCELLED, words, ended_at=seen.now)
     if seen.job or seen.journal:
         return _now(seen, JobState.UNKNOWN, message=_forgotten(seen))
     if seen.submitting or (seen.fresh and not seen.cancel_ordered):
@@ -221,13 +222,15 @@ def _ended_by_slurm(seen: Evidence, row: Row, queued: Row | None) -> JobStatus:
             words = cancelled_by(seen)
     elif state is JobState.FAILED:
         code, words = None, details(seen, word, row)
-    return _now(seen, state, reason, words, code=code, started_at=row.start, ended_at=row.end or seen.now)
+    started_at = row.start if row.nodes else None  # Slurm says its end of what never began
+    return _now(seen, state, reason, words, code=code, started_at=started_at, ended_at=row.end or seen.now)
 
 
 def _forgotten(seen: Evidence) -> str:
     job = seen.job or "of its name"
     if seen.journal and seen.journal[-1].kind == "began":
-        return f"it began, but Slurm knows no job {job} any more, and it left no word of its end"
+        what = f"it began, but Slurm knows no job {job} any more, and it left no word of its end"
+        return f"{what}; `nemorun cancel` settles it"
     by_hand = "; if it was cancelled by hand, `nemorun cancel` settles it" if "_" in job else ""
     return f"Slurm knows no job {job}: neither squeue nor sacct shows it{by_hand}"
 

@@ -78,7 +78,15 @@ def test_an_element_that_was_cancelled_while_it_waited_has_ended() -> None:
     found = seen(job="7_3", cancel_ordered=True)
     assert (found.state, found.message, found.ended_at) == (JobState.CANCELLED, "before it began", NOW)
     assert "`nemorun cancel`" in seen(job="7_3").message
-    assert seen(BEGAN, job="7_3", cancel_ordered=True).state is JobState.UNKNOWN
+    began = seen(BEGAN, job="7_3", cancel_ordered=True)
+    assert (began.state, began.message) == (JobState.CANCELLED, "it left no word of its end")
+    assert seen(job="7_3", cancel_ordered=True, unaccounted="refused").state is JobState.UNKNOWN
+
+
+def test_what_never_began_has_not_started() -> None:
+    told = {"start": NOW - 1, "end": NOW - 1}
+    assert seen(accounted=[row("CANCELLED", by="0", **told)]).started_at is None
+    assert seen(accounted=[row("CANCELLED", by="0", nodes="node001", **told)]).started_at == NOW - 1
 
 
 def test_what_was_requeued_and_held_says_how_it_goes_on() -> None:
