@@ -70,14 +70,13 @@ def attach(executor: SlurmExecutor, ref: JobRef, job: JobSpec, rank: int) -> int
     node = rank // job.resources.ntasks_per_node
     shares = {"nodes": str(job.resources.nodes), "ntasks-per-node": str(job.resources.ntasks_per_node)}
     begin = _beginning(executor, job, shares, _enter_container(executor, job))
-    command = cluster.command("attach.sh", RUN=folder, HANDLE=ref.handle or "")
-    done = cluster.run(command, begin.encode(), retry=True)
+    done = cluster.run(cluster.command("attach.sh", RUN=folder), begin.encode(), retry=True)
     if done.returncode:
         raise SubmitError(f"{cluster.name}: {done.stderr.strip()}")
     words = done.stdout.split()
     if len(words) < 4 or words[1] != "RUNNING":
         state = words[1] if len(words) > 1 else "no longer in the queue"
-        raise SubmitError(f"task '{job.name}' does not run: its job {ref.handle} is {state}")
+        raise SubmitError(f"task '{job.name}' does not run: its job is {state}")
     nodes = words[3].split(",")
     if node >= len(nodes):
         raise SubmitError(f"rank {rank} of task '{job.name}' is on none of its nodes {words[3]}")

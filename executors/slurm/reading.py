@@ -7,6 +7,7 @@ that of rank 0 in attempt 0, since it goes through all attempts and begins befor
 from __future__ import annotations
 
 import base64
+import codecs
 import gzip
 import re
 import secrets
@@ -63,11 +64,18 @@ def _request(reading: Mapping[JobRef, LogOffsets]) -> Iterator[str]:
 
 
 def _whole(data: bytes, *, finished: bool, more: bool) -> bytes:
-    """Whole lines; the last one as it stands if nobody goes on with it, or if it is longer than the piece."""
+    """Whole lines; the last one as it stands if nobody goes on with it.
+
+    Of a line that is longer than the piece, whole characters.
+    """
     if finished and not more:
         return data
     whole = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-    return data[: whole or (len(data) if more else 0)]
+    if more and not whole:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(data)
+        whole = len(data) - len(decoder.getstate()[0])
+    return data[:whole]
 
 
 def excerpt(executor: SlurmExecutor, ref: JobRef) -> str:

@@ -15,9 +15,11 @@ import pytest
 
 from nemorun.executors.slurm import SlurmExecutor
 from nemorun.executors.slurm.interactive import _interactive
+from nemorun.executors.slurm.paths import remote_run_dir
 from nemorun.job import JobSpec, Resources
 from nemorun.remote import connect
 from nemorun.remote.openssh import OpenSSHConnection
+from tests.executors.slurm.conftest import SlurmBench
 from tests.slurm_rig import Rig, eventually
 from tests.terminals import PROMPT, Terminal
 
@@ -224,6 +226,19 @@ def test_attaching_to_a_running_task(desk: Desk) -> None:
     assert desk.call("cancel", "-1", "--yes")[0] == 0
     code, said = desk.call("attach", "-1")
     assert code == 2 and "nothing to attach to: task 'sleep'" in said and "cancelled" in said
+
+
+def test_a_task_without_a_job_has_nobody_elses(bench: SlurmBench) -> None:
+    """Its submission was never confirmed."""
+    bench.add(command=("sleep", "600"))
+    handle = bench.submit()["task"]
+    command = bench.cluster.command("attach.sh", RUN=remote_run_dir(f"{bench.id}.task", bench.ref().run_dir))
+    begun = eventually(
+        lambda: "1 node" in (said := bench.cluster.run(command, retry=True).stdout) and said, 30
+    )
+    assert begun.split()[:3] == [handle, "RUNNING", "1"]
+    (bench.run_dir() / "job").unlink()
+    assert bench.cluster.run(command, retry=True).stdout == ""
 
 
 def test_without_a_terminal_nothing_is_taken(desk: Desk) -> None:

@@ -98,12 +98,15 @@ def test_the_batch_scripts_own_log(bench: SlurmBench) -> None:
 def test_much_comes_in_pieces(bench: SlurmBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "BUDGET", 10_000)
     lines = b"".join(b"line %d\n" % number for number in range(2000))
-    files = {"logs/attempt-1/rank-0.log": lines, "logs/attempt-1/rank-1.log": b"x" * 9000 + b"\nend\n"}
+    files = {
+        "logs/attempt-1/rank-0.log": lines,
+        "logs/attempt-1/rank-1.log": b"x" + "ä".encode() * 9000 + b"\nend\n",
+    }
     ref = write(bench, "task", {})
     bench.on_login(
         f"cd {folder(bench)}/tasks/task; mkdir -p logs/attempt-1; seq 0 1999 | sed 's/^/line /' > "
         "logs/attempt-1/rank-0.log; "
-        "(head -c 9000 /dev/zero | tr '\\0' x; echo; echo end) > logs/attempt-1/rank-1.log"
+        "(printf x; yes ä | head -n 9000 | tr -d '\\n'; echo; echo end) > logs/attempt-1/rank-1.log"
     )
     offsets: dict[tuple[int, int], int] = {}
     got = {0: "", 1: ""}
