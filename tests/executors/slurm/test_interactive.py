@@ -228,8 +228,7 @@ def test_attaching_to_a_running_task(desk: Desk) -> None:
     assert code == 2 and "nothing to attach to: task 'sleep'" in said and "cancelled" in said
 
 
-def test_a_task_without_a_job_has_nobody_elses(bench: SlurmBench) -> None:
-    """Its submission was never confirmed."""
+def test_the_job_to_attach_to_is_found_where_its_submission_was_never_confirmed(bench: SlurmBench) -> None:
     bench.add(command=("sleep", "600"))
     handle = bench.submit()["task"]
     command = bench.cluster.command("attach.sh", RUN=remote_run_dir(f"{bench.id}.task", bench.ref().run_dir))
