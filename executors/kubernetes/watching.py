@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ class Known:
         self._list()
         if followed and now >= self._watch_at:
             self._watch_at = now + _RETRY
-            threading.Thread(target=self._watch, args=(self._turn,), daemon=True).start()
+            self._begin_to_watch()
 
     def _list(self) -> None:
         found: dict[str, Object] = {}
@@ -76,7 +76,9 @@ class Known:
                 found.clear()
                 query.pop("continue", None)
                 continue
-            kind = {key: answer[key].removesuffix("List") for key in ("apiVersion", "kind") if key in answer}
+            kind: Object = {
+                key: answer[key].removesuffix("List") for key in ("apiVersion", "kind") if key in answer
+            }
             for one in answer["items"]:  # which do not say themselves what they are
                 found[one["metadata"]["uid"]] = _slim({**kind, **one})
             query["continue"] = answer["metadata"].get("continue") or ""
@@ -88,36 +90,44 @@ class Known:
             self._version = answer["metadata"]["resourceVersion"]
             self.objects = found
 
-    def _watch(self, turn: int) -> None:
+    def _begin_to_watch(self) -> None:
+        try:
+            answer = self._open()
+        except Forbidden:  # who may list, but not watch
+            self._watch_at = float("inf")
+        except ApiError:
+            pass  # the next look lists, and says what is wrong if that is, too
+        else:
+            self._live = True
+            threading.Thread(target=self._watch, args=(self._turn, answer), daemon=True).start()
+
+    def _open(self) -> BaseHTTPResponse:
+        return self.api.open(
+            self.path,
+            silence=WATCH + _GRACE,
+            watch=1,
+            labelSelector=self.labels,
+            resourceVersion=self._version,
+            allowWatchBookmarks="true",
+            timeoutSeconds=int(WATCH),
+        )
+
+    def _watch(self, turn: int, answer: BaseHTTPResponse) -> None:
         """Runs in a thread of its own, until something is wrong or nobody asks any more."""
         from urllib3.exceptions import HTTPError
 
-        try:
-            while turn == self._turn and time.monotonic() - self._asked_at < 2 * FOLLOWING:
-                answer = self.api.open(
-                    self.path,
-                    silence=WATCH + _GRACE,
-                    watch=1,
-                    labelSelector=self.labels,
-                    resourceVersion=self._version,
-                    allowWatchBookmarks="true",
-                    timeoutSeconds=int(WATCH),
-                )
-                try:
-                    self._live = turn == self._turn
-                    for line in _lines(answer):
-                        if not self._take(turn, json.loads(line)):
-                            return
-                finally:
-                    answer.close()
-        except Forbidden:  # who may list, but not watch
-            self._watch_at = float("inf")
-        except (ApiError, HTTPError, OSError, ValueError):
-            pass  # the next look lists, and says what is wrong if that is, too
-        finally:
-            with self._lock:
-                if turn == self._turn:
-                    self._live = False
+        # what is wrong is found out by the next look
+        with suppress(ApiError, HTTPError, OSError, ValueError):
+            while True:
+                with closing(answer):
+                    if not all(self._take(turn, json.loads(line)) for line in _lines(answer)):
+                        break
+                if turn != self._turn or time.monotonic() - self._asked_at > 2 * FOLLOWING:
+                    break
+                answer = self._open()
+        with self._lock:
+            if turn == self._turn:
+                self._live = False
 
     def _take(self, turn: int, event: Object) -> bool:
         """One event; False where the watch cannot go on from here."""
