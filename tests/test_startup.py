@@ -12,21 +12,29 @@ TRAINING = {"torch", "numpy", "tensorboard"}
 CLUSTERS = {"kubernetes", "fabric", "paramiko"}
 CASES = {
     "import nemorun": (["-c", "import nemorun"], TRAINING | CLUSTERS | {"pydantic", "rich", "typer", "yaml"}),
-    "nemorun --help": (["-m", "nemorun", "--help"], TRAINING | CLUSTERS | {"pydantic", "yaml", "sqlite3"}),
+    "nemorun --help": (
+        ["-m", "nemorun", "--help"],
+        TRAINING | CLUSTERS | {"pydantic", "yaml", "sqlite3", "nemorun.executors.base"},
+    ),
     "nemorun run --dry-run": (
         ["-m", "nemorun", "run", "tiny_llama_pretrain", "--dry-run"],
+        TRAINING | CLUSTERS,
+    ),
+    "nemorun run -e slurm --dry-run": (
+        ["-m", "nemorun", "run", "-e", "slurm", "--dry-run", "--", "hostname"],
         TRAINING | CLUSTERS,
     ),
 }
 
 
 def imported(argv: list[str], cwd: Path) -> set[str]:
-    """Top-level names of every module that `python argv` imported, from the report on stderr."""
+    """Every module that `python argv` imported, from the report on stderr, and their top-level names."""
     command = [sys.executable, "-X", "importtime", *argv]
     done = subprocess.run(command, cwd=cwd, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
     report = [line.split("|") for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {columns[-1].strip().partition(".")[0] for columns in report}
+    names = {columns[-1].strip() for columns in report}
+    return names | {name.partition(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("case", CASES)
