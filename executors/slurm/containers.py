@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nemorun.remote.paths import quote_path
 
 if TYPE_CHECKING:
     from nemorun.executors.slurm.executor import SlurmExecutor
+    from nemorun.job import JobSpec
 
 _PATH = re.compile(r"[/~$.]")
 #: A registry is known by its dot or port; `nvidia/cuda` is a folder of Docker Hub.
 _REGISTRY = re.compile(r"((?:[^/@]+@)?[^/]*[.:][^/]*)/(.+)")
 
 
-def srun_options(executor: SlurmExecutor, workdir: str, variables: Iterable[str], shared: str) -> list[str]:
+def variables(executor: SlurmExecutor, job: JobSpec) -> list[str]:
+    """Names of variables that win over the image's own, as they do without a container."""
+    ours = {"PYTHONPATH", *(["VIRTUAL_ENV"] if executor.venv else [])}
+    return sorted({*job.env, *job.secrets, *ours, *executor.container_env})
+
+
+def srun_options(executor: SlurmExecutor, job: JobSpec, workdir: str, shared: str) -> list[str]:
     """Options of srun for pyxis. `workdir` and `shared`, a folder that ranks must see, are shell words."""
     mounts = ",".join([f"{shared}:{shared}", *map(_mount, executor.container_mounts)])
     return [
         f"--container-image={_pyxis_image(executor.container_image or '')}",
         f"--container-mounts={mounts}",
         f"--container-workdir={workdir}",
-        # These win over the image's own, as they do without a container.
-        f"--container-env={','.join(sorted({*variables, *executor.container_env}))}",
+        f"--container-env={','.join(variables(executor, job))}",
     ]
 
 
@@ -40,9 +45,9 @@ def command(executor: SlurmExecutor, workdir: str, shared: str, gpus: bool) -> l
     ]
 
 
-def apptainer_exports(names: Iterable[str]) -> list[str]:
+def apptainer_exports(executor: SlurmExecutor, job: JobSpec) -> list[str]:
     """apptainer lets an image's variables win, but for those that are handed over under such a name."""
-    return [f'export APPTAINERENV_{name}="${{{name}-}}"' for name in sorted(names)]
+    return [f'export APPTAINERENV_{name}="${{{name}-}}"' for name in variables(executor, job)]
 
 
 def _mount(mount: str) -> str:

@@ -187,14 +187,15 @@ def _enter_container(executor: SlurmExecutor, job: JobSpec) -> str:
     up = "/".join([".."] * (remote_experiment_dir(job.token, job.run_dir).count("/") + 1))
     folder = working_folder(executor, job)
     srun = ["srun --overlap --nodes=1 --ntasks=1 --cpu-bind=none --pty", '--nodelist="$(hostname -s)"']
+    lines = [f"shared=$(cd {up} && pwd)"]
     words = ["bash", "-i"]
     if executor.container_runtime == "pyxis":
-        names = {*job.env, *job.secrets, "PYTHONPATH", *(["VIRTUAL_ENV"] if executor.venv else [])}
-        srun += containers.srun_options(executor, folder, names, '"$shared"')
+        srun += containers.srun_options(executor, job, folder, '"$shared"')
     else:
+        lines += containers.apptainer_exports(executor, job)
         gpus = job.resources.gpus_per_node > 0
         words = [*containers.command(executor, folder, '"$shared"', gpus), *words]
-    return f"shared=$(cd {up} && pwd)\n{' '.join([*srun, *words])}\nexit"
+    return "\n".join([*lines, " ".join([*srun, *words]), "exit"])
 
 
 def _salloc_options(options: Options) -> str:

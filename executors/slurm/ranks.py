@@ -78,11 +78,10 @@ def srun(executor: SlurmExecutor, job: JobSpec) -> list[str]:
         up = "/..".join([""] * (remote_experiment_dir(job.token, job.run_dir).count("/") + 2))
         before.append(f'local shared; shared=$(cd "$SLURM_SUBMIT_DIR{up}" && pwd) || exit')
         if executor.container_runtime == "pyxis":
-            names = {*job.env, *job.secrets, "PYTHONPATH", *(["VIRTUAL_ENV"] if executor.venv else [])}
-            options += containers.srun_options(executor, folder, names, '"$shared"')
+            options += containers.srun_options(executor, job, folder, '"$shared"')
         else:
             gpus = job.resources.gpus_per_node > 0
-            before += containers.apptainer_exports({"PYTHONPATH", *executor.container_env})
+            before += containers.apptainer_exports(executor, job)
             rank = [*containers.command(executor, folder, '"$shared"', gpus), *rank]
     options += map(shlex.quote, executor.srun_args)
     parts = [_NEXT_LINE.join([*options, *own, *rank]) for own in _each_component(executor, job)]
