@@ -9,7 +9,7 @@ from pathlib import PurePath
 from nemorun.executors.slurm.directives import directive, sbatch_options, warning
 from nemorun.executors.slurm.executor import SlurmExecutor
 from nemorun.executors.slurm.paths import experiment_id
-from nemorun.executors.slurm.ranks import inside, shares_files, srun, torch_variables
+from nemorun.executors.slurm.ranks import inside, shares_files, srun, torch_variables, working_folder
 from nemorun.executors.slurm.units import Draft, SlurmRendered, Unit, grouped, limit_of
 from nemorun.job import JobSpec
 from nemorun.remote.paths import quote_path
@@ -41,6 +41,7 @@ def render(jobs: Sequence[tuple[SlurmExecutor, JobSpec]]) -> SlurmRendered:
             *options,
             *([f"# after: {' '.join(job.dependencies)}"] if job.dependencies else []),
             "",
+            'cd "$SLURM_SUBMIT_DIR" || exit',  # a profile may have gone elsewhere
             f"TASK='{name}'" if len(tasks) == 1 else _TASK_OF_ARRAY.format(name),
             *body,
             "",
@@ -109,6 +110,8 @@ def _environment(executor: SlurmExecutor, job: JobSpec) -> list[str]:
         root = shlex.quote(job.code_root or "") if shares_files(executor) else '"$NEMORUN_CODE"'
         lines.append(f'export NEMORUN_CODE="$PWD/code/{PurePath(job.code).name[:12]}"')
         lines.append(f"export NEMORUN_CODE_ROOT={root}")
+        if (folder := working_folder(executor, job)).startswith('"$NEMORUN_CODE"/'):
+            lines.append(f"mkdir -p {folder}")  # one without code is not in the archive
     lines.append(f"export PYTHONPATH={_search_path(executor, job)}")
     if executor.venv:
         lines.append(f"export VIRTUAL_ENV={quote_path(executor.venv)}")

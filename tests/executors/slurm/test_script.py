@@ -168,6 +168,19 @@ def test_a_variable_of_any_name_is_the_users(stage: Path, name: str) -> None:
     assert argv[-1] == f"{stage}/run/task.yaml"
 
 
+def test_ranks_start_in_a_folder_that_no_code_is_in(stage: Path) -> None:
+    spec = job(cwd="/home/me/project/empty sub")
+    argv, seen = perform(stage, render([(cluster(), spec)]).text)
+    assert f"--chdir={seen['NEMORUN_CODE']}/empty sub" in argv
+    assert Path(seen["NEMORUN_CODE"], "empty sub").is_dir()
+
+
+def test_a_profile_may_change_the_folder(stage: Path) -> None:
+    text = render([(cluster(), job(env={"A": "b"}))]).text
+    _, seen = perform(stage, f"cd /\n{text}", SLURM_SUBMIT_DIR=str(stage))
+    assert seen["A"] == "b"
+
+
 def test_the_environment_alone_can_be_run(stage: Path) -> None:
     (executor, spec), *_ = SUBMISSIONS["environment"]
     lines = f"{environment(executor, spec)}\nsrun"
