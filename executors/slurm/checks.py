@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from nemorun.executors.base import Check
 from nemorun.executors.slurm.cluster import cluster_of
 from nemorun.executors.slurm.facts import Facts
 from nemorun.executors.slurm.limits import Options, problems
+from nemorun.executors.slurm.ranks import shares_files
 from nemorun.executors.slurm.submission import interpreter, place_problems, probe
 
 if TYPE_CHECKING:
@@ -94,7 +96,9 @@ def _of_place(executor: SlurmExecutor, facts: Facts) -> Iterator[Check]:
     of_folder = [problem for problem in found if problem.startswith("job_dir")]
     free = f", {facts.free / 1e9:.1f} GB free" if facts.free is not None else ""
     yield Check("job_dir", not of_folder, "; ".join(of_folder) or f"{facts.job_dir} can be written{free}")
-    if facts.python is None:
+    if facts.python is None and shares_files(executor) and not (executor.modules or executor.setup):
+        yield Check("Python", True, f"{sys.executable}, which runs nemorun here")
+    elif facts.python is None:
         yield Check("Python", True, "comes from the container, modules or setup: seen when a job runs")
     else:
         yield Check("Python", not of_python, "; ".join(of_python) or facts.python)

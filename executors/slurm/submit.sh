@@ -15,8 +15,9 @@ in=$(mktemp -d "$base/.incoming.XXXXXX") || exit 1
 trap 'rm -rf "$in" ${lock:+"$lock"}' EXIT
 
 # Half of it would be worse than nothing: what came in is used only if all of it came.
-tar -xzf - -C "$in" 2>"$in/said" && [ -s "$in/plan" ] || {
-    echo "the files did not arrive whole in $base: $(tail -n 1 "$in/said")" >&2
+said=$(tar -xzf - -C "$in" 2>&1) && [ -s "$in/plan" ] || { # not to a file: the disk may be full
+    why=$(echo "$said" | grep -i -m 1 -e space -e quota || echo "$said" | head -n 1)
+    echo "the files did not arrive whole in $base: $why" >&2
     exit 95
 }
 for path in $WANTED; do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from nemorun.errors import SubmitError
 from nemorun.executors.base import Check
 from nemorun.executors.slurm import SlurmExecutor
+from nemorun.executors.slurm.checks import _of_place
 from nemorun.executors.slurm.facts import Facts, gpus_of, parse
 from nemorun.executors.slurm.limits import components, problems
 from nemorun.executors.slurm.submission import explain, place_problems
@@ -247,3 +249,11 @@ def test_facts_of_the_rig_are_read_by_one_command(bench: SlurmBench, monkeypatch
     assert limits == {"batch": 14400, "interactive": 7200}
     assert facts.associations and facts.default_account == "research"
     assert bench.on_login(f"ls -d {bench.executor.job_dir} 2>&1 || :").startswith("ls: ")  # it only reads
+
+
+def test_the_interpreter_on_a_login_node_is_the_launchers_own() -> None:
+    facts = replace(parse(SITE), python=None, more={})
+    lines = {line.name: line for line in _of_place(SlurmExecutor(), facts)}
+    assert lines["Python"].message == f"{sys.executable}, which runs nemorun here"
+    lines = {line.name: line for line in _of_place(SlurmExecutor(modules=["python/3.12"]), facts)}
+    assert "seen when a job runs" in lines["Python"].message

@@ -449,3 +449,14 @@ executor.cancel([JobRef("task", job.token, job.run_dir)])
     shown = bench.on_login(f"scontrol show job {handle}")
     assert f"Comment=nemorun:in{bench.id}.task" in shown
     assert "QOS=normal" in shown and "JobState=CANCELLED" in shown
+
+
+def test_a_disk_that_fills_up_is_named(bench: SlurmBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bench.cluster.connection.run
+    full = "tar() { printf 'tar: a: Wrote only 1 of 2\\ntar: b: No space left on device\\n' >&2; return 2; }"
+    monkeypatch.setattr(
+        bench.cluster.connection, "run", lambda command, *rest, **to: run(f"{full}\n{command}", *rest, **to)
+    )
+    bench.add(python="")
+    with pytest.raises(SubmitError, match=r"did not arrive whole .* No space left on device; nothing was"):
+        bench.submit()
