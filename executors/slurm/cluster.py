@@ -73,9 +73,7 @@ class Cluster:
         lines = [f"{key}={shlex.quote(str(value))}" for key, value in values.items()]
         return "\n".join([*lines, script("prelude.sh"), script(name)])
 
-    def run(
-        self, command: str, stdin: bytes | Path = b"", *, retry: bool, timeout: float | None = None
-    ) -> Completed:
+    def run(self, command: str, stdin: bytes = b"", *, retry: bool) -> Completed:
         """Run a command. Where the connection is lost, connect again, and run it again if that is harmless.
 
         `retry`: it may be given twice (it only reads, or finds what it did before). Raises RemoteError, and
@@ -85,7 +83,7 @@ class Cluster:
         lost = False
         while True:
             try:
-                return self.connection.run(command, stdin, timeout=timeout)
+                return self.connection.run(command, stdin)
             except ConnectionLost as error:
                 if error.may_have_run and not retry:
                     raise
