@@ -36,9 +36,10 @@ def debug(
 
     name = to_name(recipe_name(recipe))
     key = session_key("debug", name)
+    _, fields = split_executor(overrides or ())
     again = ["nemorun", "debug", recipe, *(["-e", executor] if executor else [])]
+    again += [f"executor.{field}" for field in fields]  # other resources would be refused
     if release:
-        _, fields = split_executor(overrides or ())
         given = interactive(make_executor(executor, fields, find_workspace())).release(f"{key}.{name}")
         note(f"given back: job {', '.join(given)}" if given else f"nothing is kept for '{name}'")
         return 0

@@ -150,6 +150,7 @@ def test_debugging_in_an_allocation_that_stays(desk: Desk) -> None:
     assert first.end() == 3
     (job,) = desk.queue()
     assert f"job {job} is kept until" in first.shown and "--release` gives it back" in first.shown
+    assert f"`nemorun {' '.join(words)}` comes back to it" in first.shown  # with these resources only
 
     (desk.folder / "jobs.py").write_text(JOBS.replace("new", "newer"))
     second = desk.sit(*words)
