@@ -14,7 +14,7 @@ for name in $NEEDED; do
     if [ -z "$value" ] || [ "$name" = PATH ]; then
         value=$(bash -lc 'printf "\n%s\n" "${!1}"' bash "$name" </dev/null 2>/dev/null | tail -n 1)
     fi
-    [ -n "$value" ] || { echo "job_dir: \$$name is not set on $(hostname)" >&2; exit 96; }
+    [ -n "$value" ] || { echo "job_dir: \$$name is not set on $(hostname), in a login shell neither" >&2; exit 96; }
     eval "$name=\$value; export $name"
 done
 if ! command -v sbatch >/dev/null 2>&1; then
