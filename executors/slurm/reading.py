@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 #: Bytes that one command brings, about; what is beyond comes with the next one.
 BUDGET = 4 << 20
 
-#: What our part of the batch script says when all is well: not worth a line among the task's own.
-_ROUTINE = re.compile(r"^nemorun: attempt \d+ (of .*|ended: succeeded.*)\n", re.MULTILINE)
+#: What our part of the batch script says when all is well, and srun after each rank that fails: not worth a
+#: line among the task's own.
+_ROUTINE = re.compile(
+    r"^(nemorun: attempt \d+ (of .*|ended: succeeded.*)|srun: launch/slurm: _step_signal: Terminating .*)\n",
+    re.MULTILINE,
+)
 
 
 def logs(

@@ -86,6 +86,7 @@ def test_a_line_that_stays_unfinished_is_shown(bench: SlurmBench) -> None:
 
 def test_the_batch_scripts_own_log(bench: SlurmBench) -> None:
     said = b"nemorun: attempt 1 of task: job 7 on node001\nmodule: not found\n"
+    said += b"srun: launch/slurm: _step_signal: Terminating StepId=7.0\n"
     said += b"nemorun: attempt 1 ended: succeeded, exit code 0\n"
     ref = write(bench, "task", {"logs/slurm-7.log": said, "logs/attempt-1/rank-0.log": b"hello\n"})
     assert texts(read(bench, ref)) == [(0, 0, "module: not found\n"), (1, 0, "hello\n")]
