@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ Nemorun = Callable[..., str]
 @pytest.fixture
 def nemorun(
     rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Nemorun:
+) -> Iterator[Nemorun]:
     """Runs a command line that must succeed, in a workspace with the executor `rig`; its standard output."""
+    job_dir = rig.home_of("alice") / f"nr-{tmp_path.name}"
     (tmp_path / "nemorun.yaml").write_text(
-        f"executors:\n  rig: {{type: slurm, tunnel: login, ssh_config: {rig.config}, job_dir: ~/nr-cli,"
+        f"executors:\n  rig: {{type: slurm, tunnel: login, ssh_config: {rig.config}, job_dir: ~/{job_dir.name},"
         ' mem: 100, time: "5"}\n'
     )
     monkeypatch.chdir(tmp_path)
@@ -33,7 +35,8 @@ def nemorun(
         assert ended == code, err
         return out + err
 
-    return run
+    yield run
+    shutil.rmtree(job_dir, ignore_errors=True)  # a rank that is being cancelled may still write
 
 
 def test_status_says_where_the_results_are(nemorun: Nemorun, rig: Rig) -> None:
