@@ -22,8 +22,8 @@ def nemorun(
     """Runs a command line that must succeed, in a workspace with the executor `rig`; its standard output."""
     job_dir = rig.home_of("alice") / f"nr-{tmp_path.name}"
     (tmp_path / "nemorun.yaml").write_text(
-        f"executors:\n  rig: {{type: slurm, tunnel: login, ssh_config: {rig.config}, job_dir: ~/{job_dir.name},"
-        ' mem: 100, time: "5"}\n'
+        f"executors:\n  rig: {{type: slurm, tunnel: login, ssh_config: {rig.config},"
+        f" job_dir: ~/{job_dir.name}, mem: 100, time: 5}}\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "home"))
