@@ -54,7 +54,12 @@ class FaultyProxy:
 
     def forward(self, method: str, path: str, body: bytes, content: str) -> urllib3.BaseHTTPResponse:
         answer = self._upstream.request(
-            method, self._server + path, body=body, headers={"Content-Type": content}, retries=False
+            method,
+            self._server + path,
+            body=body,
+            headers={"Content-Type": content},
+            retries=False,
+            preload_content=not _is_stream(path),
         )
         if method == "POST" and answer.status == 201 and "dryRun" not in path:
             self.created[f"{path}/{json.loads(body)['metadata']['name']}"] += 1
@@ -73,6 +78,10 @@ def faulty_proxy(facts: dict[str, Any], choose: Choose) -> Iterator[FaultyProxy]
         proxy.http.shutdown()
         proxy.http.server_close()
         thread.join()
+
+
+def _is_stream(path: str) -> bool:
+    return "watch=" in path or "follow=" in path
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -101,10 +110,13 @@ class _Handler(BaseHTTPRequestHandler):
                     self.command, self.path, body, self.headers.get("Content-Type", "application/json")
                 )
             except urllib3.exceptions.HTTPError:  # the server is down
+                self.proxy.faults["no server"] += 1
                 self._cut()
                 return
             if fault == "cut after":
                 self._cut()
+            elif _is_stream(self.path) and not fault:
+                self._stream(got)
             elif fault == "cut in the answer":
                 self._answer(got.status, got.data[: len(got.data) // 2], len(got.data))
                 self._cut()
@@ -123,6 +135,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Retry-After", "1")
         self.end_headers()
         self.wfile.write(body)
+
+    def _stream(self, got: urllib3.BaseHTTPResponse) -> None:
+        """Hand a watch on as it comes; its end is the connection's."""
+        self.send_response(got.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while piece := got.read1():
+                self.wfile.write(piece)
+                self.wfile.flush()
+        except urllib3.exceptions.HTTPError:  # the server went down
+            pass
+        finally:
+            got.close()
 
     def _cut(self) -> None:
         self.close_connection = True

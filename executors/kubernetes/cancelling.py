@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nemorun.errors import StoreError
 from nemorun.executors.kubernetes.api import Api, Object, api_of
 from nemorun.executors.kubernetes.names import EXPERIMENT_LABEL, experiment_id, object_name, parent_name
-from nemorun.executors.kubernetes.refusals import NotFound
+from nemorun.executors.kubernetes.refusals import ApiError, NotFound
 from nemorun.executors.kubernetes.workloads import KINDS
 from nemorun.job import JobRef
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MARK = "cancelled"
 #: Seconds for which the cluster may take to act on the order.
 _PATIENCE = 15.0
+#: Seconds that its garbage collector has of these.
+_COLLECTION = 2.0
 
 
 def was_cancelled(ref: JobRef) -> bool:
@@ -74,21 +76,32 @@ def _delete_one(api: Api, executor: KubernetesExecutor, ref: JobRef) -> None:
 
 
 def _wait_until_taken(api: Api, executor: KubernetesExecutor, refs: Sequence[JobRef]) -> None:
-    """Until no workload of theirs is there that is not being deleted: the rest follows it."""
-    version, kind = KINDS[executor.kind]
-    names = {object_name(ref.token) for ref in refs}
-    experiments = ",".join(sorted({experiment_id(ref.token) for ref in refs}))
+    """Until no workload of theirs is there that is not being deleted: the rest follows it.
+
+    The cluster's garbage collector may sleep, for half a minute after a restart of the API server: then the
+    tasks' objects are deleted one by one. Raises ApiError where even that does not help.
+    """
     give_up = time.monotonic() + _PATIENCE
-    while time.monotonic() < give_up:
-        try:
-            listed = api.get(
-                api.path(kind, api_version=version), labelSelector=f"{EXPERIMENT_LABEL} in ({experiments})"
-            )
-        except NotFound:  # not even its kind
-            return
-        if not any(_lives(one) for one in listed["items"] if one["metadata"]["name"] in names):
-            return
+    while left := _living(api, executor, refs):
+        if time.monotonic() > give_up:
+            names = ", ".join(ref.name for ref in left)
+            raise ApiError(f"the cluster was told to delete {names}, but they are still there; cancel again")
+        if time.monotonic() > give_up - _PATIENCE + _COLLECTION:
+            for ref in left:
+                _delete_one(api, executor, ref)
         time.sleep(0.1)
+
+
+def _living(api: Api, executor: KubernetesExecutor, refs: Sequence[JobRef]) -> list[JobRef]:
+    version, kind = KINDS[executor.kind]
+    experiments = ",".join(sorted({experiment_id(ref.token) for ref in refs}))
+    path = api.path(kind, api_version=version)
+    try:
+        listed = api.get(path, labelSelector=f"{EXPERIMENT_LABEL} in ({experiments})")["items"]
+    except NotFound:  # not even its kind
+        return []
+    names = {one["metadata"]["name"] for one in listed if _lives(one)}
+    return [ref for ref in refs if object_name(ref.token) in names]
 
 
 def _lives(workload: Object) -> bool:

@@ -78,3 +78,20 @@ def test_random_faults(k8s: Make, k8s_rig: K8sRig, tmp_path: Path) -> None:
             bench.executor.cancel(bench.refs)
             eventually(lambda bench=bench: not bench.objects())
     assert set(proxy.created.values()) == {1}
+
+
+def test_cancelling_does_not_wait_for_a_garbage_collector_that_sleeps(
+    k8s: Make, k8s_rig: K8sRig, tmp_path: Path
+) -> None:
+    """An owner that cannot be deleted stands in for a collector that does not come."""
+    bench = k8s()
+    bench.add(secrets=("TOKEN",))
+    bench.submit({"TOKEN": "x"})
+    parent, finalizer = f"configmap/bench-{bench.id}", '{"metadata": {"finalizers": %s}}'
+    words = ("patch", parent, "-n", bench.namespace, "--type=merge", "-p")
+    k8s_rig.kubectl(*words, finalizer % '["nemorun.test/hold"]')
+    try:
+        bench.executor.cancel(bench.refs)
+        assert not bench.objects("jobs,secrets")
+    finally:
+        k8s_rig.kubectl(*words, finalizer % "null")
