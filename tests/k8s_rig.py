@@ -107,6 +107,9 @@ def k8s_namespace(k8s_rig: K8sRig) -> Iterator[str]:
 
 
 def remove_namespace(rig: K8sRig, name: str) -> None:
-    """Pods of fake nodes have nobody who would confirm their end, so they go without a grace period."""
-    rig.kubectl("delete", "jobs,pods", "--all", "-n", name, "--grace-period=0", "--force", "--wait=false")
+    """Pods of fake nodes have nobody who would confirm their end, so they go without a grace period.
+
+    The namespace first: from then on no controller puts new ones in.
+    """
     rig.kubectl("delete", "namespace", name, "--wait=false")
+    rig.kubectl("delete", "jobs,pods", "--all", "-n", name, "--grace-period=0", "--force", "--wait=false")
