@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,36 @@ from nemorun.job import EXIT_RESUME
 
 #: Bytes that Kubernetes keeps of a termination message.
 _LONGEST_MESSAGE = 4096
+#: Seconds beyond its grace period after which a pod that was told to stop is surely gone.
+_LATE = 30.0
+
+
+async def wait_for_predecessor(settings: Settings) -> None:
+    """Hold this node's place in the run folder, once the pod that had it before has ended.
+
+    Where the folder is on a volume, the pod before may still be saving its state: clusters start another one
+    as soon as they tell it to stop. The lock goes with the pod however it ends. What one that was cut off
+    with its machine may leave behind on a file server is not waited for longer than that pod could live.
+    """
+    path = settings.run_dir / f".pod-{settings.node}.lock"
+    give_up, told = time.monotonic() + settings.grace_period + _LATE, False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)  # until this process ends
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    say("the pod before this one holds its run folder still, and should be gone: goes on")
+                    return
+            if not told:
+                say("waits for the pod before this one to end")
+                told = True
+            await asyncio.sleep(0.2)
+    except OSError as error:  # a full disk, or a file system without locks: as it would be without
+        say(f"cannot see whether the pod before this one has ended: {os.strerror(error.errno or errno.EIO)}")
 
 
 def report(settings: Settings, attempt: int, outcome: Outcome) -> None:
@@ -50,6 +83,8 @@ async def supervise(settings: Settings, words: list[str]) -> int:
     """Attempts until it is decided; returns the pod's exit code."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    if not await _unless(stop, wait_for_predecessor(settings)):
+        return settings.exit_resume
     while True:
         link = (Link if settings.nodes == 1 else Spoke if settings.node else Hub)(settings)
         if settings.nodes > 1:

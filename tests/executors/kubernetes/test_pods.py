@@ -28,6 +28,7 @@ MAIN = "import sys; from nemorun.executors.kubernetes.pod import main; sys.exit(
 #: What ranks run, in place of nemorun's worker: what the words say, in the attempt and rank that they name.
 RANK = """
 import os, signal, sys, time
+from pathlib import Path
 attempt, rank = os.environ["NEMORUN_ATTEMPT"], os.environ.get("RANK", "0")
 print("started", flush=True)
 for word in sys.argv[1:]:
@@ -35,13 +36,16 @@ for word in sys.argv[1:]:
     if when in (f"{attempt}.{rank}", f"{attempt}.*"):
         exec(what)
 """
+#: A task of one rank.
+ALONE = {"NEMORUN_NODES": "1", "NEMORUN_RANKS": "1", "NEMORUN_DISTRIBUTED": ""}
 
 
 class Pod:
     """The supervisor of one pod."""
 
     def __init__(self, folder: Path, node: int, env: dict[str, str], words: tuple[str, ...]) -> None:
-        self.log, self.report = folder / f"pod-{node}.log", folder / f"report-{node}"
+        number = len(list(folder.glob("pod-*.log")))
+        self.log, self.report = folder / f"pod-{number}.log", folder / f"report-{number}"
         own = {"NEMORUN_NODE": str(node), "NEMORUN_REPORT": str(self.report)}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -155,7 +159,6 @@ def test_a_lost_pod_is_waited_for(start: Start, killed: int) -> None:
 
 #: A rank that is told to stop lets the others know; all of them save their state, some take longer.
 SAVING = """1.*:
-from pathlib import Path
 stopped = Path(os.environ["NEMORUN_RUN_DIR"], "stopped")
 signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), stopped.touch()))
 print("ready", flush=True)
@@ -199,14 +202,58 @@ def test_waiting_has_an_end(start: Start, node: int, message: str) -> None:
 
 
 def test_one_pod_alone(start: Start, tmp_path: Path) -> None:
-    alone = {"NEMORUN_NODES": "1", "NEMORUN_RANKS": "1", "NEMORUN_DISTRIBUTED": ""}
-    pod = start(0, "1.0:sys.exit(75)", "2.0:os.kill(os.getpid(), 9)", **alone)
+    pod = start(0, "1.0:sys.exit(75)", "2.0:os.kill(os.getpid(), 9)", **ALONE)
     pod.ends_with(137)
     (tmp_path / "run/result.json").write_text('{"loss": 1.5}')
-    pod = start(0, "3.0:print('RANK' in os.environ)", **alone)
+    pod = start(0, "3.0:print('RANK' in os.environ)", **ALONE)
     pod.ends_with(0)
     assert "nemorun: attempt 3\n[rank 0] started\n[rank 0] False\n" in pod.text
     assert json.loads(pod.report.read_text())["result"] == {"loss": 1.5}
+
+
+#: A rank that needs a while to save its state.
+SLOW = """1.*:
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+print("ready", flush=True)
+signal.pause()
+while not Path(os.environ["NEMORUN_RUN_DIR"], "go").exists():
+    time.sleep(0.01)
+Path(os.environ["NEMORUN_RUN_DIR"], "saved").touch()
+sys.exit(75)
+"""
+
+
+def test_the_next_pod_waits_until_this_one_has_saved(start: Start, tmp_path: Path) -> None:
+    """Clusters start it as soon as they tell this one to stop."""
+    words = (SLOW, "2.*:print('saved', Path(os.environ['NEMORUN_RUN_DIR'], 'saved').exists(), flush=True)")
+    first = start(0, *words, **ALONE)
+    first.says("] ready")
+    first.process.send_signal(signal.SIGTERM)
+    first.says("] told")
+    second = start(0, *words, **ALONE)
+    second.says("waits for the pod before this one")
+    (tmp_path / "run/go").touch()
+    first.ends_with(75)
+    second.ends_with(0)
+    assert "nemorun: attempt 2\n" in second.text and "] saved True\n" in second.text
+
+
+def test_a_pod_that_was_killed_holds_up_nobody(start: Start) -> None:
+    first = start(0, "1.*:print('ready', os.getpid(), flush=True); time.sleep(999)", **ALONE)
+    first.says("] ready")
+    first.lose()
+    second = start(0, **ALONE)
+    second.ends_with(0)
+    assert "waits" not in second.text
+
+
+def test_nobody_waits_for_ever_for_the_pod_before(start: Start) -> None:
+    first = start(0, "1.*:print('ready', os.getpid(), flush=True); time.sleep(999)", **ALONE)
+    first.says("] ready")
+    second = start(0, **ALONE, NEMORUN_GRACE_PERIOD="-30")
+    second.ends_with(0)
+    assert "should be gone" in second.text
+    first.lose()
 
 
 CHECKS = """
