@@ -184,13 +184,12 @@ def _nodes(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
         return
     fit = [one for one in nodes if _fits(one, executor.node_selector)]
     gpus = [int(amount(one["status"].get("allocatable", {}).get(executor.gpu_resource, 0))) for one in fit]
-    wanted = executor.num_gpus or 0
-    enough = sum(1 for count in gpus if count >= wanted)
     words = f"{len(fit)} of {len(nodes)} can be used, with {sum(gpus)} {executor.gpu_resource}"
-    asked = executor.nodes or 1
-    if enough < asked:
-        words += f"; a task asks for {asked} with {wanted} each, and {enough} have so many"
-    yield Check("nodes", enough >= asked, words)
+    asked, each = executor.nodes or 1, executor.num_gpus or 0
+    room = sum(count // each for count in gpus) if each else asked * len(fit)
+    if room < asked:
+        words += f"; a task asks for {asked} pods with {each} each, and there is room for {room}"
+    yield Check("nodes", room >= asked, words)
 
 
 def _fits(node: Object, selector: dict[str, str]) -> bool:

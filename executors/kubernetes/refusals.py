@@ -94,13 +94,20 @@ def refusal(
     where = f" in namespace '{namespace}'" if namespace else ""
     facts: dict[str, Any] = {"status": status, "said": said}
 
+    missing = _MISSING.search(said)
+    if status == 403 and missing and missing["user"] == "system:anonymous":
+        return ApiError(
+            f"the API server does not know who you are: your kubeconfig's context has no user who may {verb} "
+            f"{resource}, or no way to log in",
+            **facts,
+        )
     if status == 401:
         return ApiError(
             f"the API server does not know who you are ({said}): log in to the cluster again, or look at the "
             "user of your kubeconfig's context",
             **facts,
         )
-    if status == 403 and (missing := _MISSING.search(said)):
+    if status == 403 and missing:
         of = f" of API group '{group}'" if group else ""
         return Forbidden(
             f"user '{missing['user']}' may not {verb} {resource}{where}: the role lacks the verb '{verb}' on "

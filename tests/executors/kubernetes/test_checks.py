@@ -132,7 +132,7 @@ def test_what_is_not_there(k8s: Make) -> None:
     assert "no Kueue" in said["queue"]
     assert "no claim 'training-data'" in said["volumes"]
     assert "no secret 'ngc'" in said["secrets"]
-    assert "a task asks for 1000 with 8 each" in said["nodes"]
+    assert "asks for 1000 pods with 8 each, and there is room for" in said["nodes"]
     assert failed(k8s(namespace="kr-nowhere")) == {
         "namespace": "there is no namespace 'kr-nowhere': ask for it, or set 'namespace' to one you have"
     }

@@ -59,6 +59,53 @@ def test_a_program_that_logs_in(k8s: Make, k8s_rig: K8sRig, tmp_path: Path) -> N
     assert k8s(kubeconfig=str(path)).api.get("/api/v1/nodes")["items"]
 
 
+def _config(path: Path, user: object, context: str = "here") -> str:
+    """Of a server that nobody has to ask: what is wrong is seen before."""
+    config = {
+        "current-context": "here",
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "contexts": [{"name": name, "context": {"cluster": "c", "user": "u"}} for name in ("here", "there")],
+        "users": [{"name": "u", "user": user}],
+    }
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("/no/such/program", "No such file"), ("false", "process returned 1")]
+)
+def test_a_program_that_does_not_log_in(
+    tmp_path: Path, command: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = {"apiVersion": "client.authentication.k8s.io/v1", "command": command, "interactiveMode": "Never"}
+    path = _config(tmp_path / "config", {"exec": run})
+    with pytest.raises(ConfigError, match=f"no way to log in: .*{said}"):
+        login.load_configuration(path, None, named=True)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_context_that_is_not_there(tmp_path: Path) -> None:
+    path = _config(tmp_path / "config", {"token": "t"})
+    with pytest.raises(ConfigError, match=r"has no 'their'; it has here, there; did you mean 'there'"):
+        login.load_configuration(path, "their", named=True)
+
+
+@pytest.mark.parametrize("text", ["a: [b\n", "", "just words", "clusters: 3\n"])
+def test_a_file_that_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(text)
+    for context in (None, "other"):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            login.load_configuration(str(path), context, named=True)
+
+
+def test_connections_of_many_pods_are_kept(tmp_path: Path) -> None:
+    path = _config(tmp_path / "config", {"token": "t"})
+    one = api.Api(path, None, "ml")
+    pool = one._pool_manager().connection_from_url("https://127.0.0.1:1")
+    assert pool.pool.maxsize >= 1000
+
+
 def test_a_pods_own_account(
     k8s: Make, k8s_rig: K8sRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
