@@ -198,7 +198,8 @@ class Plan:
         created = datetime.fromtimestamp(self.created_at).astimezone().strftime(CREATED_FORMAT)
         summary = {"id": self.id, "name": self.name, "created": created, "code": archives}
         summary |= {**self.details, **facts(), "tasks": tasks}
-        text: str = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True)
+        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        text: str = yaml.dump(summary, Dumper=dumper, sort_keys=False, allow_unicode=True)
         return text if self.config is None else text + "config: |\n" + indent(self.config, "  ")
 
 

@@ -78,9 +78,11 @@ def prepare(
             if homes[task.name].root == workspace.root and file.is_relative_to(workspace.root)
         ]
         archives[workspace.root] = freeze(workspace, inside, keep=keep_code)
+    paths = {root: _search_path(frozen) for root, frozen in archives.items()}
     for task in own:
-        shared = {**env, **_script_argv(targets[task.name])}
-        prepared.append(_prepare(task, shared, archives[homes[task.name].root]))
+        root = homes[task.name].root
+        shared = {**paths[root], **env, **_script_argv(targets[task.name])}
+        prepared.append(_prepare(task, shared, archives[root]))
     return prepared, [frozen for frozen in archives.values() if frozen]
 
 
@@ -128,7 +130,7 @@ def _prepare(task: Task, env: Mapping[str, str], frozen: Frozen | None) -> Prepa
             resources_of(task.work) if isinstance(task.work, Partial) else None
         ),
         command=command,
-        env={**_search_path(frozen), **env, **task.executor.env_vars, **plain},
+        env={**env, **task.executor.env_vars, **plain},
         secrets=tuple(sorted({*task.secrets, *secret})),
         code=str(frozen.path) if frozen else None,
         code_root=str(frozen.root) if frozen else None,

@@ -21,6 +21,7 @@ def main() -> None:
         time="00:05:00",
         tunnel=tunnel,
         packager=run.Packager(),
+        additional_parameters={"begin": "now+1hour"},
     )
     with run.Experiment("bench", executor=executor) as experiment:
         for number in range(int(os.environ["TASKS"])):
