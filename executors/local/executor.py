@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,8 @@ class LocalExecutor(Executor):
 
     def check_job(self, job: JobSpec) -> None:
         _check_environment(f"env of task '{job.name}'", job.env)
+        if job.command and shutil.which(job.command[0]) is None and not Path(job.command[0]).is_file():
+            raise ConfigError(f"there is no command '{job.command[0]}' on PATH")
         wanted = job.resources.nodes * job.resources.gpus_per_node
         if wanted and (there := len(inventory(os.environ))) < wanted:
             raise ConfigError(

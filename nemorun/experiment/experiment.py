@@ -126,6 +126,8 @@ class Experiment:
         self._refuse_second_run()
         work = as_work(task)
         executor = executor or self._executor or _default_executor()
+        if not hasattr(executor, "check_job"):
+            raise ConfigError(f"executor: {executor!r} is none; give one such as run.LocalExecutor()")
         names = {task.name for task in self._tasks}
         if name in names:
             raise ConfigError(

@@ -209,6 +209,7 @@ def test_retries_come_from_the_task_or_the_executor(folder: Path, jobs: ModuleTy
         (lambda jobs: run.run(Partial(jobs.double), executor=local(env_vars={"HF_TOKEN": "x"})), "HF_TOKEN"),
         (lambda jobs: run.run(run.Script("none.py")), "no script 'none.py'"),
         (lambda jobs: run.run(run.Command(["no-such-program"])), "no command 'no-such-program'"),
+        (lambda jobs: run.run(Partial(jobs.double), executor="k8s"), "'k8s' is none"),  # type: ignore[arg-type] # too
         (lambda jobs: run.run(run.Command("ls -l")), "a list of words"),
         (lambda jobs: run.run(run.Config(dict)), "a task is a run.Partial"),
         (lambda jobs: run.run(7), "a task is a run.Partial"),  # type: ignore[arg-type] # on purpose

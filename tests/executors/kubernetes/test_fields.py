@@ -165,3 +165,10 @@ def test_the_way_users_write_it() -> None:
     k8s = run.KubernetesExecutor(namespace="nemo-training", image="nvcr.io/nvidia/nemo:24.05", num_gpus=8)
     k8s.validate()
     assert k8s.resources(None).gpus_per_node == 8
+
+
+def test_a_program_that_only_the_image_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = run.Experiment("x", executor=executor(code="image"))
+    experiment.add(run.Command(["of-the-image", "-v"]))
+    assert "- of-the-image\n" in experiment.dry_run()
