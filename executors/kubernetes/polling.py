@@ -201,8 +201,11 @@ def _at_end(api: Api, ref: JobRef, seen: Evidence, now: JobStatus) -> JobStatus:
         now = _bring_result(ref, seen, now)
     keep_last_lines(api, ref, seen.attempts)
     if seen.workload and _has_secrets(seen.workload, object_name(ref.token)):
-        with suppress(ApiError):  # its parent owns it, too; and that it ended is what is to be told
+        try:
             api.delete(api.path("Secret", object_name(ref.token)))
+        except ApiError as error:  # that it ended is what is to be told; the Secret goes with its parent
+            words = f"its Secret could not be deleted: {error}"
+            now = replace(now, message="; ".join(filter(None, [now.message, words])))
     return now
 
 

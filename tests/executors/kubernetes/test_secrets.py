@@ -49,6 +49,20 @@ def test_cancelling_deletes_the_secret(k8s: Make) -> None:
     eventually(lambda: not bench.objects("secrets") and not holders(bench))
 
 
+def test_a_secret_that_stays_is_told(k8s: Make, k8s_node: K8sRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = k8s(node_selector={"rig/kind": "real"})
+    bench.add(command=("true",), secrets=("TOKEN",))
+    bench.submit({"TOKEN": VALUE})
+
+    def refuse(path: str) -> bool:
+        raise Forbidden("user 'ann' may not delete secrets")
+
+    monkeypatch.setattr(bench.api, "delete", refuse)
+    status = bench.wait()["task"]
+    assert status.state is JobState.SUCCEEDED
+    assert status.message == "its Secret could not be deleted: user 'ann' may not delete secrets"
+
+
 def test_two_users_do_not_see_each_other(k8s: Make, k8s_rig: K8sRig, k8s_namespace: str) -> None:
     spaces = {"alice": k8s_namespace, "bob": f"{k8s_namespace}-bob"}
     k8s_rig.kubectl("create", "namespace", spaces["bob"])
