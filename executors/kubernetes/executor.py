@@ -38,7 +38,7 @@ class KubernetesExecutor(Executor):
     """Of a TrainJob: the field that changes its pods; Trainer 2.1, 2.0 and from 2.2 on call it so."""
 
     image: str | None = None
-    """Image that the ranks run in, such as nvcr.io/nvidia/nemo:24.05; it needs bash and python3."""
+    """Image that the ranks run in, such as nvcr.io/nvidia/nemo:24.05; it needs sh, tar, gzip and python3."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When to pull the image; by default Always for :latest, else IfNotPresent."""
     image_pull_secrets: list[str] = field(default_factory=list)
@@ -105,7 +105,7 @@ class KubernetesExecutor(Executor):
     active_deadline: int | None = None
     """Seconds after which a task is ended, all attempts together."""
     ttl_after_finished: int | None = None
-    """Seconds after which an ended task's objects are deleted; by default they stay until you delete them."""
+    """Seconds after which an ended task's workload and pods are deleted; by default when you delete them."""
     grace_period: int = 60
     """Seconds that ranks have between SIGTERM and SIGKILL, to save their state."""
     start_timeout: int = 1800
@@ -115,17 +115,17 @@ class KubernetesExecutor(Executor):
         return ("kubernetes", self.kubeconfig, self.context, self.namespace)
 
     def validate(self) -> None:
-        from nemorun.executors.kubernetes.values import check_fields
+        from nemorun.executors.kubernetes.validation import check_fields
 
         check_fields(self)
 
     def check_job(self, job: JobSpec) -> None:
-        from nemorun.executors.kubernetes.values import check_job
+        from nemorun.executors.kubernetes.validation import check_job
 
         check_job(self, job)
 
     def resources(self, wanted: Resources | None) -> Resources:
-        from nemorun.executors.kubernetes.values import resources
+        from nemorun.executors.kubernetes.validation import resources
 
         return resources(self, wanted)
 
