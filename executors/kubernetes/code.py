@@ -80,7 +80,8 @@ def _through_a_pod(
     executor: KubernetesExecutor, rendered: KubernetesRendered, job: JobSpec, code: Path
 ) -> Iterator[Object]:
     """ConfigMaps with parts of the archive, and a pod that joins them; the tasks' pods wait for it."""
-    from nemorun.executors.kubernetes.pods import archive, bare_pod
+    from nemorun.executors.kubernetes.environment import archive
+    from nemorun.executors.kubernetes.pods import bare_pod
 
     name, content = code_name(job), _read(code)
     parts = [content[start : start + _PART] for start in range(0, len(content), _PART)]

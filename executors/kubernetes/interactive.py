@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from nemorun.errors import ConfigError, SubmitError
 from nemorun.executors.base import Rendered
-from nemorun.executors.kubernetes import attempts, pods
+from nemorun.executors.kubernetes import attempts
 from nemorun.executors.kubernetes.api import Api, Object, api_of
+from nemorun.executors.kubernetes.environment import HOME, is_bare
 from nemorun.executors.kubernetes.manifests import KubernetesRendered
 from nemorun.executors.kubernetes.names import object_name
+from nemorun.executors.kubernetes.pods import bare_pod
 from nemorun.executors.kubernetes.polling import pods_of
 from nemorun.executors.kubernetes.reasons import container_status, ended, waiting
 from nemorun.executors.kubernetes.submission import submit
@@ -98,9 +100,9 @@ def _pod(executor: KubernetesExecutor, job: JobSpec) -> Object:
     one = Resources(1, 1, job.resources.gpus_per_node)
     words: tuple[str, ...] = ("sh", "-c", _WAIT)
     alone = replace(job, task=None, command=words, resources=one, dependencies=(), resumable=False)
-    if not pods.is_bare(executor, alone):
-        words = ("sh", f"{pods.HOME}/files/start.sh", "--command", "--", *words)
-    made = pods.bare_pod(executor, alone, [*words], object_name(job.token))
+    if not is_bare(executor, alone):
+        words = ("sh", f"{HOME}/files/start.sh", "--command", "--", *words)
+    made = bare_pod(executor, alone, [*words], object_name(job.token))
     made["spec"].setdefault("activeDeadlineSeconds", executor.active_deadline or LONGEST)
     return made
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemorun.executors.base import Rendered
+from nemorun.executors.kubernetes.environment import is_bare
 from nemorun.executors.kubernetes.names import file_prefix, labels, object_name, parent_labels, parent_name
-from nemorun.executors.kubernetes.pods import is_bare, placed, template
+from nemorun.executors.kubernetes.pods import placed, template
 from nemorun.job import EXIT_RESUME, JobSpec
 
 if TYPE_CHECKING:

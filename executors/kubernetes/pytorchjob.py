@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nemorun.executors.kubernetes.environment import port
 from nemorun.executors.kubernetes.manifests import given, metadata, suspend
 from nemorun.executors.kubernetes.names import object_name
-from nemorun.executors.kubernetes.pods import port, template
+from nemorun.executors.kubernetes.pods import template
 from nemorun.job import JobSpec
 
 if TYPE_CHECKING:
