@@ -256,10 +256,10 @@ class Api:
         silence: float | None = None,
     ) -> Any:
         """One request, one answer."""
+        url = f"{self.server}{path}" + (f"?{urlencode(query)}" if query else "")  # says what is not installed
         import urllib3
         from urllib3 import exceptions
 
-        url = f"{self.server}{path}" + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": "application/json, */*", **self.headers()}
         if body is not None:
             headers["Content-Type"] = content

@@ -99,6 +99,14 @@ def test_a_file_that_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
             login.load_configuration(str(path), context, named=True)
 
 
+def test_the_client_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kubernetes", "kubernetes.client", "urllib3"):
+        monkeypatch.setitem(sys.modules, name, None)
+    one = api.Api(_config(tmp_path / "config", {"token": "t"}), None, "ml")
+    with pytest.raises(ConfigError, match="pip install kubernetes"):
+        one.get("/version")
+
+
 def test_connections_of_many_pods_are_kept(tmp_path: Path) -> None:
     path = _config(tmp_path / "config", {"token": "t"})
     one = api.Api(path, None, "ml")
