@@ -40,14 +40,14 @@ def load_configuration(files: str, context: str | None, named: bool) -> Any:
                 )
             _check_context(files, context)
             with _complaints() as said:
-                load_kube_config(files, context, configuration, persist_config=False)  # type: ignore[no-untyped-call]
+                load_kube_config(files, context, configuration, persist_config=False)
             if said and not configuration.api_key and not configuration.cert_file:
                 raise ConfigError(
                     f"kubeconfig: {files} has no way to log in: {'; '.join(said)}; run the program "
                     "that its user names by hand, or log in to the cluster again"
                 )
         else:
-            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+            load_incluster_config(configuration)
     except (ConfigException, YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"kubeconfig: {files} cannot be used: {' '.join(str(error).split())}") from None
     except (TypeError, AttributeError, LookupError):  # what the client says of a file of another shape
@@ -77,7 +77,7 @@ def _check_context(files: str, context: str | None) -> None:
 
     if context is None:
         return
-    contexts, _ = list_kube_config_contexts(files)  # type: ignore[no-untyped-call]
+    contexts, _ = list_kube_config_contexts(files)
     names = [one["name"] for one in contexts]
     if context not in names:
         raise ConfigError(
@@ -90,7 +90,7 @@ def usual_namespace(files: str, context: str | None) -> str:
     if _there(files):
         from kubernetes.config import list_kube_config_contexts
 
-        contexts, current = list_kube_config_contexts(files)  # type: ignore[no-untyped-call]
+        contexts, current = list_kube_config_contexts(files)
         chosen = current if context is None else next(one for one in contexts if one["name"] == context)
         return str(chosen["context"].get("namespace") or "default")
     if _OWN_NAMESPACE.is_file():

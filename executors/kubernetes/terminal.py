@@ -47,7 +47,7 @@ def _connect(api: Api, pod: str, container: str, command: list[str]) -> Any:
     headers = {name.lower(): value for name, value in api.headers().items()}
     headers["sec-websocket-protocol"] = "v4.channel.k8s.io"
     try:
-        return create_websocket(api.configuration, url, headers)  # type: ignore[no-untyped-call]
+        return create_websocket(api.configuration, url, headers)
     except (WebSocketException, OSError) as error:
         raise SubmitError(f"a command cannot be started in pod {pod}: {error}") from None
 
