@@ -23,9 +23,9 @@ handles=$(echo "$tasks" | while read -r run handle id; do
     [ ! -e "$run/secrets" ] || rm -f "$run/secrets"
     if [ -s "$run/job" ]; then
         read -r handle <"$run/job"
-        echo "$handle"
+        echo "$handle $id"
     elif [ "$handle" != - ]; then
-        echo "$handle"
+        echo "$handle $id"
     elif [ -s "$run/unit" ]; then
         read -r unit index <"$run/unit"
         echo "? $index $unit.$id $(cd "${run%/tasks/*}" && pwd -P)"
@@ -36,10 +36,16 @@ done)
 pause=1
 while :; do
     : >"$said"
-    ids=$(echo "$handles" | grep -v '^?')
+    queue=$(squeue --noheader --user="$(id -un)" --states=all --format='%i %j %Z' 2>>"$said")
+    # A controller that lost what it had not yet saved gives the same numbers out again: the name must be ours.
+    ids=$(printf '%s\n' "$queue" '' "$handles" | awk '
+        NF == 0 { ours = 1; next }
+        !ours { sub(/[_+].*/, "", $1); name[$1] = $2; next }
+        $1 == "?" { next }
+        { split($1, part, /[_+]/); end = "." $2 }
+        !(part[1] in name) || substr(name[part[1]], length(name[part[1]]) - length(end) + 1) == end { print $1 }')
     if names=$(echo "$handles" | grep '^?'); then
         # sbatch was never heard to answer: its job is found by its name and folder, and is no other task's
-        queue=$(squeue --noheader --user="$(id -un)" --format='%i %j %Z' 2>>"$said")
         ids="$ids $(echo "$names" | while read -r _ index name; do
             echo "$queue" | awk -v rest=" $name" -v element="${index#-}" '
                 substr($0, length($1) + 1) == rest {

@@ -172,7 +172,7 @@ def _evidence(
     for number, line in enumerate(answer["J"]):
         _, handle, name, index, ordered, folder = line.split(SEPARATOR)
         ref = refs[number]
-        queued, accounted, job = _rows(slurm, handle, name, index)
+        queued, accounted, job = _rows(slurm, handle, name, index, experiment_id(ref.token))
         journal = events(journals[str(number)])
         attempt, failure = slurm.failures.get(ref.token, (0, ""))
         missing = f"there is no folder {answer['N'][0]} there" if answer["N"] else ""
@@ -210,7 +210,9 @@ def _read(
     return rows, f"{program} does not answer: {words}" if words else ""
 
 
-def _rows(slurm: _Slurm, handle: str, name: str, index: str) -> tuple[Row | None, list[Row], str]:
+def _rows(
+    slurm: _Slurm, handle: str, name: str, index: str, experiment: str
+) -> tuple[Row | None, list[Row], str]:
     """The job's row of the queue, those of accounting, and its id; without a handle, by its name."""
     if not handle and name:
         named = [row for row in slurm.queue.values() if row.name == name]
@@ -219,7 +221,10 @@ def _rows(slurm: _Slurm, handle: str, name: str, index: str) -> tuple[Row | None
         if len(found) != 1:  # it is not known which of several; or it is an element that is not shown yet
             return None, [], named[0].id.partition("_")[0] if named else ""
         handle = found.pop()
-    return slurm.queue.get(handle), slurm.accounting.get(handle, []), handle
+    # A controller that lost what it had not yet saved gives numbers out again: the name must be ours.
+    queued = slurm.queue.get(handle)
+    accounted = [row for row in slurm.accounting.get(handle, []) if row.name.endswith(f".{experiment}")]
+    return queued if queued and queued.name.endswith(f".{experiment}") else None, accounted, handle
 
 
 def _words(

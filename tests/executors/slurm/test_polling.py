@@ -202,6 +202,25 @@ def test_a_job_without_handle_is_found_by_its_name(bench: SlurmBench) -> None:
     eventually(found, 20)
 
 
+def test_a_number_that_slurm_gave_out_again_is_another_job(slurm: Benches) -> None:
+    """As after a controller's crash, when it had accepted our job and not yet saved it."""
+    other, lost = slurm(), slurm()
+    other.add(command=("sleep", "600"))
+    other.submit()
+    eventually(lambda: other.status().state is JobState.RUNNING, 30)
+    lost.add(command=("true",))
+    lost.submit()
+    lost.wait()
+    (lost.run_dir() / "journal").unlink()
+    (lost.run_dir() / "job").write_text((other.run_dir() / "job").read_text())
+    polling._memories.clear()
+    status = lost.status()
+    assert status.state is JobState.UNKNOWN and "Slurm knows no job" in status.message, status
+    lost.executor.cancel(lost.refs)
+    assert other.status().state is JobState.RUNNING
+    other.executor.cancel(other.refs)
+
+
 def test_never_submitted(bench: SlurmBench) -> None:
     ref = bench.add("never", python="")
     assert poll(bench)[0].state is JobState.PENDING  # it may be on its way
