@@ -4,7 +4,7 @@
     .venv/bin/python scripts/bench/submit.py [--rounds 3] [--rtt 0 50 100] [--no-peers] [--json FILE]
 
 It needs `scripts/slurm-rig` (root, Debian 12), whose network is slowed down to each round trip time in turn.
-All cases take turns, so that the machine's speed and load cancel out of the ratios. Jobs are to begin in an hour:
+All cases take turns, so that the machine's speed and load cancel out of the ratios. Jobs begin in an hour:
 what runs would take the time of this machine, which is the cluster as well. A case's round trips are
 counted by the network itself: its seconds at a slow link less its seconds at a fast one, over the difference.
 """
