@@ -33,15 +33,17 @@ def pytest_configure() -> None:
 _SHARED = {"rig": "slurm", "k8s_rig": "kubernetes"}
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Say which tests share a cluster: pytest-xdist looks at that as soon as all are collected."""
+    # some ask for the fixture while they run
+    used = {"rig"} if "tests/remote/" in item.nodeid else {*getattr(item, "fixturenames", ())}
+    for fixture in used & _SHARED.keys():
+        item.add_marker(pytest.mark.xdist_group(_SHARED[fixture]))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests run last, so that the others answer early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-    for item in items:
-        # some ask for the fixture while they run
-        used = {"rig"} if "tests/remote/" in item.nodeid else {*getattr(item, "fixturenames", ())}
-        for fixture in used & _SHARED.keys():
-            item.add_marker(pytest.mark.xdist_group(_SHARED[fixture]))
 
 
 @pytest.fixture(autouse=True)
