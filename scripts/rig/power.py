@@ -15,7 +15,10 @@ def enter(name, *command):
     pid = pid_of(name)
     if not pid:
         sys.exit(f"slurm-rig: host {name} is not running")
-    return ["nsenter", "-t", str(pid), "-m", "-u", "-n", "-p", "--wdns=/", "--", *command]
+    # Debian's root has the sbin folders on PATH; who calls us may not.
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    into = ["nsenter", "-t", str(pid), "-m", "-u", "-n", "-p", "--wdns=/", "--"]
+    return [*into, "/usr/bin/env", path, *command]
 
 
 def kill_and_wait(names):
