@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
+from nemorun.errors import ConfigError
 from nemorun.job import JobRef, JobSpec, JobStatus, Resources
 
 
@@ -127,3 +128,15 @@ class Executor(ABC):
     @abstractmethod
     def check(self) -> list[Check]:
         """Can this executor be used from here? One line a thing that must be so."""
+
+
+def agreed(field: str, mine: int | None, theirs: int | None, why: str = "") -> int | None:
+    """The executor's number, or else the task's. Raises ConfigError where both are set and differ.
+
+    `why` says in brackets where the executor's number comes from, if not from a field of that name.
+    """
+    if mine is not None and theirs is not None and mine != theirs:
+        raise ConfigError(
+            f"{field}: the executor has {mine}{why}, but the task asks for {theirs}; set only one"
+        )
+    return theirs if mine is None else mine

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemorun.errors import ConfigError, did_you_mean
+from nemorun.executors.base import agreed
 from nemorun.executors.kubernetes import overrides, volumes
 from nemorun.executors.kubernetes.trainjob import POD_FIELDS
 from nemorun.executors.kubernetes.values import FIELDS, keys
@@ -123,12 +124,8 @@ def resources(executor: KubernetesExecutor, wanted: Resources | None) -> Resourc
         ("ntasks_per_node", "ntasks_per_node"),
         ("num_gpus", "gpus_per_node"),
     ):
-        mine, theirs = getattr(executor, field), None if wanted is None else getattr(wanted, name)
-        if mine is not None and theirs is not None and mine != theirs:
-            raise ConfigError(
-                f"{field}: the executor has {mine}, but the task asks for {theirs}; set only one"
-            )
-        if (value := theirs if mine is None else mine) is not None:
+        theirs = None if wanted is None else getattr(wanted, name)
+        if (value := agreed(field, getattr(executor, field), theirs)) is not None:
             fields[name] = value
     return Resources(**fields)
 

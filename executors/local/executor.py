@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from nemorun.errors import ConfigError, StoreError, SubmitError
-from nemorun.executors.base import Check, Executor, LogChunk, LogOffsets, Rendered
+from nemorun.executors.base import Check, Executor, LogChunk, LogOffsets, Rendered, agreed
 from nemorun.executors.local import processes
 from nemorun.executors.local.environment import without_others
 from nemorun.executors.local.gpus import inventory
@@ -86,13 +86,8 @@ class LocalExecutor(Executor):
     def resources(self, wanted: Resources | None) -> Resources:
         fields = {}
         for name in ("nodes", "ntasks_per_node", "gpus_per_node"):
-            mine = getattr(self, name)
             theirs = None if wanted is None else getattr(wanted, name)
-            if mine is not None and theirs is not None and mine != theirs:
-                raise ConfigError(
-                    f"{name}: the executor has {mine}, but the task asks for {theirs}; set only one"
-                )
-            if (value := theirs if mine is None else mine) is not None:
+            if (value := agreed(name, getattr(self, name), theirs)) is not None:
                 fields[name] = value
         return Resources(**fields)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemorun.errors import ConfigError
+from nemorun.executors.base import agreed
 from nemorun.executors.slurm.values import check_environment, check_variable, gpus_of
 from nemorun.job import JobSpec, Resources
 
@@ -42,12 +43,7 @@ def resources(executor: SlurmExecutor, wanted: Resources | None) -> Resources:
     """The executor's fields if set, else what the task wants. Raises ConfigError where both differ."""
 
     def one(name: str, mine: int | None, why: str = "") -> int | None:
-        theirs = None if wanted is None else getattr(wanted, name)
-        if mine is not None and theirs is not None and mine != theirs:
-            raise ConfigError(
-                f"{name}: the executor has {mine}{why}, but the task asks for {theirs}; set only one"
-            )
-        return theirs if mine is None else mine
+        return agreed(name, mine, None if wanted is None else getattr(wanted, name), why)
 
     nodes, ranks = one("nodes", executor.nodes), one("ntasks_per_node", executor.ntasks_per_node)
     gpus, why = executor.gpus_per_node, ""
