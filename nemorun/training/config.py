@@ -34,7 +34,19 @@ class TrainerConfig:
     num_nodes: int = 1
     """Nodes."""
     strategy: Literal["fsdp", "ddp"] = "fsdp"
-    """fsdp shards weights, gradients and optimizer over the ranks; ddp keeps them whole on each."""
+    """fsdp shards weights, gradients and optimizer over the data-parallel ranks; ddp keeps them whole on
+    each. What lies between them, groups of sharding ranks, is `parallelism.replicate`."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping: nothing, all but matrix products and
+    attention, or whole blocks."""
+    compile: bool | None = None
+    """Compile each block. None: on GPUs."""
+    deterministic: bool = False
+    """Only kernels that give the same bits each time; slower."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is no number: stop with the batch saved, or leave the step out."""
+    hang_timeout: float = 600.0
+    """Seconds after which ranks that wait for each other are given up, and the one that hangs is named."""
     seed: int = field(default_factory=default_seed)
     """Seed of all that is random but the order of the data. Default: what `run.set_seed` got, else 0."""
     val_interval: int = 0
@@ -49,6 +61,8 @@ class TrainerConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("val_interval", "val_batches", "seed"):
             _at_least(name, getattr(self, name), 0)
+        if not self.hang_timeout > 0:
+            raise ConfigError(f"hang_timeout={self.hang_timeout} must be greater than 0")
 
 
 @dataclass
@@ -87,28 +101,79 @@ class OptimConfig:
 
 @dataclass
 class ParallelismConfig:
-    """How the ranks divide the work. Only data parallelism is there yet; the rest must be 1."""
+    """How the ranks divide the work: ranks = data x tensor x pipeline x context parallel.
+
+    Expert parallelism takes its ranks from the data- and context-parallel ones.
+    """
 
     data_parallel: int | None = None
     """Ranks that take different data. None: all that the other kinds leave."""
     tensor_parallel: int = 1
     """Ranks that share each matrix."""
+    sequence_parallel: bool | None = None
+    """Between the matrices, tensor-parallel ranks share the sequence instead of repeating each other's
+    work. None: where tensor_parallel > 1."""
+    async_tensor_parallel: bool = False
+    """Overlap the exchange of tensor-parallel ranks with their products; needs compile, NVLink and
+    sequence_parallel."""
     pipeline_parallel: int = 1
     """Ranks that share the layers."""
+    virtual_pipeline: int = 1
+    """Pieces of the model on each pipeline rank."""
+    pipeline_schedule: Literal["1f1b", "interleaved", "zero-bubble"] | None = None
+    """None: 1f1b, or interleaved where virtual_pipeline > 1. zero-bubble takes any virtual_pipeline."""
     context_parallel: int = 1
-    """Ranks that share each sequence."""
+    """Ranks that share each sequence, by ring attention."""
     expert_parallel: int = 1
     """Ranks that share the experts."""
+    replicate: int = 1
+    """Groups of data-parallel ranks that each hold a whole sharded copy (HSDP). For fsdp only."""
+
+    @property
+    def schedule(self) -> str:
+        return self.pipeline_schedule or ("interleaved" if self.virtual_pipeline > 1 else "1f1b")
+
+    @property
+    def splits_sequence(self) -> bool:
+        """Whether tensor-parallel ranks share the sequence between matrices."""
+        return self.tensor_parallel > 1 and self.sequence_parallel is not False
+
+    @property
+    def ranks_of_a_model(self) -> int:
+        """Ranks that work on the same data together."""
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    def data_ranks(self, world_size: int) -> int:
+        """Data-parallel ranks among `world_size`, which `check_layout` has found to fit."""
+        return world_size // self.ranks_of_a_model
 
     def validate(self) -> None:
         if self.data_parallel is not None:
             _at_least("data_parallel", self.data_parallel, 1)
-        for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"):
-            if getattr(self, name) != 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is not there yet: only data parallelism is. "
-                    f"Set {name}=1; the ranks divide the data and, with trainer.strategy=fsdp, the weights"
-                )
+        for name in (
+            "tensor_parallel",
+            "pipeline_parallel",
+            "virtual_pipeline",
+            "context_parallel",
+            "expert_parallel",
+            "replicate",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        if self.virtual_pipeline > 1 and self.pipeline_parallel == 1:
+            raise ConfigError(f"virtual_pipeline={self.virtual_pipeline} needs pipeline_parallel > 1")
+        if self.pipeline_schedule == "1f1b" and self.virtual_pipeline > 1:
+            raise ConfigError(
+                f"pipeline_schedule=1f1b has one piece a rank, not virtual_pipeline={self.virtual_pipeline}: "
+                "take interleaved or zero-bubble, or virtual_pipeline=1"
+            )
+        if self.pipeline_schedule == "interleaved" and self.virtual_pipeline == 1:
+            raise ConfigError("pipeline_schedule=interleaved needs virtual_pipeline > 1")
+        if self.sequence_parallel and self.tensor_parallel == 1:
+            raise ConfigError("sequence_parallel=True needs tensor_parallel > 1: it divides their work")
+        if self.async_tensor_parallel and not self.splits_sequence:
+            raise ConfigError(
+                "async_tensor_parallel=True needs tensor_parallel > 1 and sequence_parallel other than False"
+            )
 
 
 @dataclass
@@ -142,16 +207,60 @@ def check_layout(
 ) -> None:
     """The ranks, the parallelism and the batch must fit together. Raises ConfigError with the arithmetic."""
     world = trainer.num_nodes * trainer.devices
-    wanted = parallelism.data_parallel
-    if wanted is not None and wanted != world:
+    ranks = f"trainer.num_nodes={trainer.num_nodes} x trainer.devices={trainer.devices} = {world} ranks"
+    kinds = (
+        f"tensor_parallel={parallelism.tensor_parallel} x pipeline_parallel={parallelism.pipeline_parallel} "
+        f"x context_parallel={parallelism.context_parallel} = {parallelism.ranks_of_a_model}"
+    )
+    if world % parallelism.ranks_of_a_model:
         raise ConfigError(
-            f"parallelism.data_parallel={wanted} does not fit: trainer.num_nodes={trainer.num_nodes} x "
-            f"trainer.devices={trainer.devices} are {world} ranks. Leave it out, or change one of the others"
+            f"{ranks} cannot be divided by {kinds}. Change trainer.devices, trainer.num_nodes or parallelism"
         )
-    if global_batch_size % (micro_batch_size * world):
+    data_ranks = parallelism.data_ranks(world)
+    wanted = parallelism.data_parallel
+    if wanted not in (None, data_ranks):
+        raise ConfigError(
+            f"parallelism.data_parallel={wanted} does not fit: {ranks}, and {kinds}, which leaves "
+            f"{data_ranks}. Leave it out, or change one of the others"
+        )
+    _check_groups(trainer, parallelism, data_ranks)
+    if global_batch_size % (micro_batch_size * data_ranks):
         raise ConfigError(
             f"data.global_batch_size={global_batch_size} is not divisible by data.micro_batch_size="
-            f"{micro_batch_size} x {world} data-parallel ranks = {micro_batch_size * world}"
+            f"{micro_batch_size} x {data_ranks} data-parallel ranks = {micro_batch_size * data_ranks}"
+        )
+    stages = parallelism.pipeline_parallel
+    micro_batches = global_batch_size // (micro_batch_size * data_ranks)
+    if stages > 1 and micro_batches % stages:
+        raise ConfigError(
+            f"data.global_batch_size={global_batch_size} / (data.micro_batch_size={micro_batch_size} x "
+            f"{data_ranks} data-parallel ranks) = {micro_batches} micro-batches, which must be a multiple of "
+            f"pipeline_parallel={stages} to fill the pipeline"
+        )
+
+
+def _check_groups(trainer: TrainerConfig, parallelism: ParallelismConfig, data_ranks: int) -> None:
+    """Groups inside the data-parallel ranks: replicas and experts."""
+    if parallelism.replicate > 1 and trainer.strategy == "ddp":
+        raise ConfigError(
+            f"parallelism.replicate={parallelism.replicate} is for trainer.strategy=fsdp: with ddp each rank "
+            "is a replica by itself"
+        )
+    if data_ranks % parallelism.replicate:
+        raise ConfigError(
+            f"parallelism.replicate={parallelism.replicate} does not divide {data_ranks} data-parallel ranks"
+        )
+    if trainer.strategy == "ddp" and parallelism.expert_parallel > 1:
+        raise ConfigError(
+            f"parallelism.expert_parallel={parallelism.expert_parallel} divides the weights of the experts, "
+            "which trainer.strategy=ddp keeps whole: set trainer.strategy=fsdp"
+        )
+    sharing = data_ranks // parallelism.replicate * parallelism.context_parallel
+    if sharing % parallelism.expert_parallel:
+        raise ConfigError(
+            f"parallelism.expert_parallel={parallelism.expert_parallel} does not divide the {sharing} ranks "
+            f"that it is made of: {data_ranks} data-parallel / replicate={parallelism.replicate} x "
+            f"context_parallel={parallelism.context_parallel}"
         )
 
 
