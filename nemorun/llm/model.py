@@ -1,98 +1,107 @@
-"""The transformer. It knows nothing of ranks: `nemorun.training.parallel` shards it from outside.
+"""The transformer: Llama, Mistral, Mixtral and Nemotron-4 by configuration.
 
-Shapes are written with B (sequences), S (tokens), D (hidden), H (query heads), G (key/value heads),
-K (head width), F (feed-forward width) and V (vocabulary).
+It is divided over ranks from outside (`nemorun.training.parallel`); what it knows of that is where its
+activations enter and leave a tensor-parallel region, and which dimension of a weight may be divided.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemorun.llm.config import GPTConfig
+from nemorun.llm.experts import Experts
+from nemorun.llm.layers import Linear, Norm, rotary, rotate
+from nemorun.training.attention import Documents, attend, ring_attend
+from nemorun.training.batch import Inputs
+from nemorun.training.loss import linear_cross_entropy_sum
 from nemorun.training.model import TrainableModel
-
-
-def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [S, K/2] in float32 of the rotary embedding at `positions` [S]."""
-    channels = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = torch.outer(positions.float(), theta ** (-channels / head_dim))
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (k, k + K/2) of `x` [B, S, heads, K] by each position's angles, in float32."""
-    low, high = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention: query [B, S, H, K], key and value [B, S, G, K] -> [B, S, H, K]."""
-    if query.device.type == "cpu" and query.shape[1] <= 512:
-        return _attend_as_products(query, key, value)
-    mixed = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        is_causal=True,
-        enable_gqa=query.shape[2] != key.shape[2],
-    )
-    return mixed.transpose(1, 2)
-
-
-def _attend_as_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same as two matrix products, [S, S] scores whole: for short sequences on the CPU.
-
-    torch's own kernel takes 2 to 3 times as long there in bfloat16. The query heads that share a key are
-    stacked, so that no key or value is repeated.
-    """
-    batch, length, heads, width = query.shape
-    groups = key.shape[2]
-    stacked = query.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4).reshape(batch * groups, -1, width)
-    key, value = (x.transpose(1, 2).reshape(batch * groups, length, width) for x in (key, value))
-    scores = (stacked * width**-0.5) @ key.transpose(1, 2)
-    hidden = torch.full((length, length), -math.inf, dtype=scores.dtype, device=scores.device).triu(1)
-    shares = (scores.unflatten(1, (-1, length)) + hidden).softmax(-1).flatten(1, 2)
-    return (shares @ value).view(batch, heads, length, width).transpose(1, 2)
+from nemorun.training.tensor_parallel import WHOLE, Region, local
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries: [B, S, D] -> [B, S, D]."""
+    """Causal self-attention with grouped queries: [B, S, D] -> [B, S, D].
+
+    The rows of `qkv` stand by key/value head: its query heads, its key, its value.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.key = nn.Linear(config.hidden_size, config.kv_heads * config.head_dim, bias=False)
-        self.value = nn.Linear(config.hidden_size, config.kv_heads * config.head_dim, bias=False)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        queries = config.num_attention_heads // config.kv_heads
+        rows = [t for t in [0] * queries + [1, 2] for _ in range(self.head_dim)] * config.kv_heads
+        self.qkv = Linear(config.hidden_size, rows, ("q_proj", "k_proj", "v_proj"), config.lora)
+        width = config.num_attention_heads * self.head_dim
+        self.output = Linear(width, [0] * config.hidden_size, ("o_proj",), config.lora)
+        self.heads_of_a_key = queries
+        self.region = WHOLE
+        self.context_group: torch.distributed.ProcessGroup | None = None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        # Head counts come from the projections' own outputs, not from the configuration, so that a rank
-        # which holds only some of the heads runs the same code.
-        query, key, value = (
-            projection(x).unflatten(-1, (-1, self.head_dim))
-            for projection in (self.query, self.key, self.value)
-        )
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        return self.output(attend(query, key, value).flatten(2))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
+        # Head counts come from the product's own width, so that a rank with some of the heads runs the same.
+        qkv = self.qkv(self.region.enter(x)).unflatten(-1, (-1, self.heads_of_a_key + 2, self.head_dim))
+        query = rotate(qkv[..., :-2, :].flatten(2, 3), cos, sin)
+        key = rotate(qkv[..., -2, :], cos, sin)
+        value = qkv[..., -1, :]
+        if self.context_group:
+            mixed = ring_attend(query, key, value, documents, self.context_group)
+        else:
+            mixed = attend(query, key, value, documents)
+        return self.region.leave(self.output(mixed.flatten(2)))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: [B, S, D] -> [B, S, D] through F gated channels."""
+    """SwiGLU: [B, S, D] -> [B, S, D] through F gated channels.
+
+    The rows of `gate_up` stand in blocks: some gates, then the same channels' other factors. So any rank's
+    share of the rows holds pairs, and a GPU reads either half of a pair in whole lines.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.ffn_size, bias=False)
-        self.up = nn.Linear(config.hidden_size, config.ffn_size, bias=False)
-        self.down = nn.Linear(config.ffn_size, config.hidden_size, bias=False)
+        self.block = config.gate_block
+        rows = ([0] * self.block + [1] * self.block) * (config.ffn_size // self.block)
+        self.gate_up = Linear(config.hidden_size, rows, ("gate_proj", "up_proj"), config.lora)
+        self.down = Linear(config.ffn_size, [0] * config.hidden_size, ("down_proj",), config.lora)
+        self.region = WHOLE
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate_up(self.region.enter(x)).unflatten(-1, (-1, 2, self.block)).unbind(-2)
+        return self.region.leave(self.down((F.silu(gate) * up).flatten(-2)))
+
+
+class SquaredReluFeedForward(nn.Module):
+    """Nemotron-4's: the square of ReLU, without a gate: [B, S, D] -> [B, S, D]."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.hidden_size, [0] * config.ffn_size, ("up_proj",), config.lora)
+        self.down = Linear(config.ffn_size, [0] * config.hidden_size, ("down_proj",), config.lora)
+        self.region = WHOLE
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.region.leave(self.down(F.relu(self.up(self.region.enter(x))).square()))
+
+
+class ExpertFeedForward(Experts):
+    """A mixture of experts as a tensor-parallel region: [B, S, D] -> [B, S, D]."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.region = WHOLE
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.region.leave(super().forward(self.region.enter(x)))
+
+
+def feed_forward(config: GPTConfig) -> nn.Module:
+    if config.num_experts:
+        return ExpertFeedForward(config)
+    return FeedForward(config) if config.gated else SquaredReluFeedForward(config)
 
 
 class Block(nn.Module):
@@ -100,52 +109,150 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attention_norm = Norm(config)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = Norm(config)
+        self.feed_forward = feed_forward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, documents)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class GPTModel(TrainableModel):
-    """Tokens [B, S] (int64) -> logits [B, S, V].
+class Embedding(nn.Module):
+    """Tokens [B, S] -> [B, S, D]; tensor-parallel ranks divide the vocabulary."""
 
-    The weights that a new model has are those of torch's layers; `nemorun.training.parallel.initialize`
-    (or `init_parameter` for each) gives them their proper first values. A model made under
-    `torch.device("meta")` takes no memory until then.
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.region = WHOLE
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        weight = local(self.weight)
+        if self.region.group is None:
+            return F.embedding(tokens, weight).to(dtype)
+        row = tokens - self.region.rank * len(weight)
+        elsewhere = (row < 0) | (row >= len(weight))
+        x = F.embedding(row.masked_fill(elsewhere, 0), weight).to(dtype)
+        return self.region.leave(x.masked_fill(elsewhere[..., None], 0))
+
+
+class Head(nn.Module):
+    """[B, S, D] -> logits [B, S, V], or the sum of the losses; tensor-parallel ranks divide the vocabulary."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.region: Region = WHOLE
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        weight = local(self.weight)
+        if labels is not None:
+            return linear_cross_entropy_sum(x, weight, labels, self.region.group)
+        return self.region.join(F.linear(x, weight.to(x.dtype)))
+
+
+class GPTModel(TrainableModel):
+    """Tokens [B, S] (int64) -> logits [B, S, V], or the sum of the losses where labels are given.
+
+    It is made on the meta device, whatever its size: the trainer gives it weights where it is to run, and
+    `materialize` does that by hand. Values that weights have before training are kept.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         config.validate()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.dtype = torch.float32
+        self.region = WHOLE
+        with torch.device("meta"):
+            self.embedding: Embedding | None = Embedding(config)
+            self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
+            self.norm: Norm | None = Norm(config)
+            self.head: Head | None = Head(config)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        if config.lora.enabled:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_("lora_" in name)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
-        for block in self.blocks:
-            x = block(x, cos, sin)
-        return self.head(self.norm(x))
+    def forward(self, x: Tensor, inputs: Inputs | None = None) -> Tensor:
+        inputs = inputs or Inputs()
+        if self.embedding is not None:
+            if self.embedding.weight.is_meta:
+                raise RuntimeError("this model has no weights yet: model.materialize() gives it its first")
+            tokens, x = x, self.embedding(x, self.dtype)
+            length = tokens.shape[1]
+        else:
+            length = x.shape[1] * (self.region.ranks if self.region.splits_sequence else 1)
+        positions = inputs.positions
+        if positions is None:
+            positions = torch.arange(length, device=x.device)
+        cos, sin = rotary(positions, self.config)
+        for block in self.blocks.values():
+            x = block(x, cos, sin, inputs.documents)
+        if self.head is None:
+            return x
+        return self.head(self.region.enter(self.norm(x)), inputs.labels)
 
-    def units(self) -> list[nn.Module | list[nn.Module]]:
-        # A tied head shares its weight with the embedding, which belongs to the root.
-        last: list[nn.Module] = [self.norm] if self.config.tie_embeddings else [self.norm, self.head]
-        return [*self.blocks, last]
+    @torch.no_grad()
+    def materialize(self, device: torch.device | str = "cpu", seed: int = 0) -> GPTModel:
+        """Give all weights memory on `device` and the first values of `seed`."""
+        from nemorun.training.initialization import initialize
+
+        self.to_empty(device=device)
+        initialize(self, seed)
+        return self
+
+    def keep(self, blocks: Iterable[str], first: bool, last: bool) -> None:
+        self.first, self.last = first, last
+        wanted = set(blocks)
+        for name in list(self.blocks):
+            if name not in wanted:
+                del self.blocks[name]
+        if not first:
+            self.embedding = None
+        if not last:
+            self.norm = self.head = None
+
+    def hidden_shape(self, tokens: torch.Size) -> tuple[int, ...]:
+        rows, length = tokens
+        return rows, length // (self.region.ranks if self.region.splits_sequence else 1), self.config.hidden_size
+
+    def ends(self) -> list[list[nn.Module]]:
+        # A tied head shares its weight with the embedding: both stay with the root.
+        if self.config.tie_embeddings:
+            return []
+        found: list[list[nn.Module]] = [[self.embedding]] if self.embedding is not None else []
+        return [*found, [self.norm, self.head]] if self.head is not None else found
+
+    def expert_layers(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, Experts)]
+
+    def tensor_dim(self, name: str) -> int | None:
+        module, _, kind = name.rpartition(".")
+        layer = module.rpartition(".")[2]
+        if layer in ("embedding", "head"):
+            return 0
+        if layer in ("qkv", "gate_up", "up"):
+            return {"weight": 0, "lora_b": 0}.get(kind)
+        if layer in ("output", "down"):
+            return {"weight": 1, "lora_a": 1}.get(kind)
+        return {"gate_up": 1, "down": 2}.get(kind)  # of experts, which come first
+
+    def expert_dim(self, name: str) -> int | None:
+        return 0 if name.endswith(("feed_forward.gate_up", "feed_forward.down")) else None
 
     def init_parameter(self, name: str, weight: Tensor, generator: torch.Generator) -> None:
         if name.endswith("norm.weight"):
-            weight.fill_(1.0)
-            return
-        into_residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
-        scale = 1 / math.sqrt(2 * self.config.num_layers) if into_residual else 1.0
-        weight.normal_(0.0, self.config.init_std * scale, generator=generator)
+            weight.fill_(0.0 if self.config.normalization == "layernorm1p" else 1.0)
+        elif name.endswith(("norm.bias", "lora_b")):
+            weight.zero_()
+        elif name.endswith("lora_a"):
+            # Xavier's uniform for each target's own [R, in]
+            bound = math.sqrt(6 / (self.config.lora.rank + weight.shape[1]))
+            weight.uniform_(-bound, bound, generator=generator)
+        else:
+            into_residual = name.endswith(("attention.output.weight", "down.weight", "feed_forward.down"))
+            scale = 1 / math.sqrt(2 * self.config.num_layers) if into_residual else 1.0
+            weight.normal_(0.0, self.config.init_std * scale, generator=generator)

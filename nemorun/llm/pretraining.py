@@ -55,7 +55,7 @@ def pretrain(
     from nemorun.training.distributed import join
 
     with join(trainer) as ranks:
-        return train(ranks, model, trainer, data, optim, checkpoint, log, sample)
+        return train(ranks, model, trainer, data, optim, parallelism, checkpoint, log, sample)
 
 
 def resources(
@@ -70,6 +70,7 @@ def resources(
     A pure rule: `accelerator="gpu"` asks for one GPU a rank, and `auto` takes at run time what it finds.
     """
     check_layout(trainer, parallelism, data.global_batch_size, data.micro_batch_size)
+    model.check_parallelism(parallelism, data.seq_length)
     if data.seq_length is not None and data.seq_length > model.seq_length:
         raise ConfigError(
             f"data.seq_length={data.seq_length} is longer than model.seq_length={model.seq_length}"

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shlex
 
-import torch
-
 from nemorun.llm.config import DataConfig, GPTConfig
 from nemorun.llm.data import TextData
 from nemorun.llm.generation import generate
 from nemorun.llm.model import GPTModel
-from nemorun.training.config import CheckpointConfig, LogConfig, OptimConfig, TrainerConfig
+from nemorun.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelismConfig,
+    TrainerConfig,
+)
 from nemorun.training.distributed import Ranks
 from nemorun.training.metrics import results_folder, writes_tensorboard
 from nemorun.training.progress import say
-from nemorun.training.trainer import Trainer
+from nemorun.training.loop import Loop
 
 _SAMPLE_TOKENS = 160
 
@@ -25,18 +29,20 @@ def train(
     trainer: TrainerConfig,
     data: DataConfig,
     optim: OptimConfig,
+    parallelism: ParallelismConfig,
     checkpoint: CheckpointConfig,
     log: LogConfig,
     sample: str | None,
 ) -> dict[str, float]:
     """See `nemorun.llm.pretrain`, which has checked these."""
     seq_length = data.seq_length or model.seq_length
-    training = Trainer(trainer, optim, checkpoint, log, ranks)
+    training = Loop(trainer, optim, parallelism, checkpoint, log, ranks)
     shown = say if ranks.first else _silent
     shown(
         f"model    {model.num_parameters() / 1e6:,.1f} M parameters, {model.num_layers} layers of "
         f"{model.hidden_size}\n"
-        f"ranks    {ranks.world_size} x {ranks.device.type}, {trainer.strategy}, {training.config.precision}"
+        f"ranks    {ranks.world_size} x {ranks.device.type}, {training.layout.describe()}, {trainer.strategy}, "
+        f"{training.config.precision}"
     )
     batches = TextData(data, seq_length, ranks)
     where = f"results  {results_folder(log)}"
@@ -49,10 +55,9 @@ def train(
         f"{trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
         f"{where}"
     )
-    with torch.device("meta"):
-        gpt = GPTModel(model)
-    result = training.fit(gpt, batches)
-    if sample is not None:
+    result = training.fit(GPTModel(model), batches)
+    whole = training.layout.stages == training.layout.context_ranks == 1
+    if sample is not None and whole:
         text = generate(
             training.forward,
             sample.encode(),

@@ -1,10 +1,14 @@
-"""One micro-batch of one data-parallel rank, as data hands it to the trainer."""
+"""One micro-batch: as data hands it to the trainer, and as a rank's model takes it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from nemorun.training.attention import Documents, split_sequence
+from nemorun.training.layout import Layout
 
 
 @dataclass
@@ -18,3 +22,34 @@ class Batch:
     positions: Tensor | None = None
     """[B, S] int64: the place of each token in its document, from 0 at each first. No token attends to another
     document of its row. Padding is a document as well. None: a row is one document."""
+
+
+@dataclass
+class Inputs:
+    """What a model needs beside its tokens, on this rank's device; S is this rank's share of the sequence."""
+
+    labels: Tensor | None = None
+    """[B, S] int64. None: the model answers with logits."""
+    positions: Tensor | None = None
+    """[S], or [B, S] with documents: where each token stands. None: 0 to S - 1."""
+    documents: Documents | None = None
+    """Where documents begin and end, if a row has several."""
+
+
+def shared_out(batch: Batch, layout: Layout) -> tuple[Tensor, Inputs]:
+    """This rank's share of the sequence on its device: tokens [B, S] and the rest."""
+    device = layout.ranks.device
+
+    def share(x: Tensor, dim: int = 1) -> Tensor:
+        if layout.context_ranks > 1:
+            x = split_sequence(x, layout.context_rank, layout.context_ranks, dim)
+        # Without pinning, the copy would wait for all that the GPU has still to do.
+        return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+    documents = None
+    if batch.positions is None:
+        positions = share(torch.arange(batch.tokens.shape[1]), dim=0)
+    else:
+        positions = share(batch.positions)
+        documents = Documents(batch.positions, device, layout.context_rank, layout.context_ranks)
+    return share(batch.tokens), Inputs(share(batch.labels), positions, documents)

@@ -67,7 +67,10 @@ class TrainerConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with warm-up, then a cosine down to `min_lr` or a constant rate."""
+    """AdamW or Muon with warm-up, then a cosine down to `min_lr` or a constant rate."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon orthogonalises the steps of the blocks' matrices; all else takes AdamW."""
 
     lr: float = 3e-4
     """Highest learning rate."""
@@ -83,6 +86,10 @@ class OptimConfig:
     """Added to the root of the second mean."""
     weight_decay: float = 0.1
     """Decay of matrices and embeddings; norms have none."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """What the running means are kept in; bf16 halves their memory."""
+    momentum: float = 0.95
+    """Muon's momentum."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient. 0: no clipping."""
 
@@ -95,6 +102,8 @@ class OptimConfig:
             _at_least(name, getattr(self, name), 0)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas={self.betas} must each be at least 0 and less than 1")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum={self.momentum} must be at least 0 and less than 1")
         if not self.eps > 0:
             raise ConfigError(f"eps={self.eps} must be greater than 0")
 

@@ -1,19 +1,62 @@
-"""What a model offers so that it can be divided over ranks without knowing of any."""
+"""What a model offers so that it can be divided over ranks from outside."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from nemorun.training.batch import Inputs
+
 
 class TrainableModel(nn.Module):
-    """A module from tokens [B, S] (int64) to logits [B, S, V]."""
+    """From tokens to logits or to a summed loss, made on the meta device and cut up before it gets weights.
+
+    Attributes:
+        blocks: The layers by their number in the whole model, which a cut does not change.
+        dtype: What it computes in; weights of another type are converted where they are used.
+        first: Whether it begins with the embedding, and so takes tokens.
+        last: Whether it ends with the head.
+    """
+
+    blocks: nn.ModuleDict
+    dtype: torch.dtype
+    first: bool = True
+    last: bool = True
 
     @abstractmethod
-    def units(self) -> list[nn.Module | list[nn.Module]]:
-        """The parts that are gathered and freed together when the model is sharded, in order of use."""
+    def forward(self, x: Tensor, inputs: Inputs | None = None) -> Tensor:
+        """Tokens [B, S] -> logits [B, S, V], or the sum of the losses (float32) where `inputs` has labels.
+
+        A piece without the embedding takes the hidden state [B, S, D] of the piece before it; one without
+        the head returns its own.
+        """
+
+    @abstractmethod
+    def keep(self, blocks: Iterable[str], first: bool, last: bool) -> None:
+        """Become the piece with these blocks, the embedding if it is the first, the head if it is the last."""
+
+    @abstractmethod
+    def hidden_shape(self, tokens: torch.Size) -> tuple[int, ...]:
+        """The shape of the hidden state that one piece hands to the next, for tokens of this shape."""
+
+    @abstractmethod
+    def ends(self) -> list[list[nn.Module]]:
+        """The parts beside the blocks that are gathered and freed together when weights are sharded."""
+
+    @abstractmethod
+    def expert_layers(self) -> list[nn.Module]:
+        """The mixtures of experts among its layers."""
+
+    @abstractmethod
+    def tensor_dim(self, name: str) -> int | None:
+        """The dimension of parameter `name` that tensor-parallel ranks divide. None: it is whole on each."""
+
+    @abstractmethod
+    def expert_dim(self, name: str) -> int | None:
+        """The dimension of parameter `name` that counts experts. None: it is no expert's."""
 
     @abstractmethod
     def init_parameter(self, name: str, weight: Tensor, generator: torch.Generator) -> None:

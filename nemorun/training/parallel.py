@@ -1,23 +1,34 @@
-"""A model divided over the ranks: sharded (FSDP2) or whole on each (DDP), and the first weights by seed."""
+"""A model divided over the ranks: its pieces, its weights, and how each block runs.
+
+The order matters: pieces of the pipeline, tensor and expert parallelism, recomputation, compilation, shards.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from nemorun.training.config import TrainerConfig
 from nemorun.training.distributed import Ranks
+from nemorun.training.initialization import initialize, take_part
+from nemorun.training.layout import Layout, submesh
 from nemorun.training.model import TrainableModel
+from nemorun.training.tensor_parallel import Region
 
 
 def settle_precision(config: TrainerConfig, ranks: Ranks) -> TrainerConfig:
@@ -30,69 +41,170 @@ def settle_precision(config: TrainerConfig, ranks: Ranks) -> TrainerConfig:
     return replace(config, precision="bf16-mixed" if quick else "fp32")
 
 
-def parallelize(model: TrainableModel, config: TrainerConfig, ranks: Ranks) -> nn.Module:
-    """Divide `model`, made on the meta device, over the ranks and give it its first weights.
+def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) -> list[TrainableModel]:
+    """This rank's pieces of `model`, divided and with weights: one, or several of a pipeline.
 
-    fsdp: each unit is gathered for its forward and its backward; its float32 shards stay, and gradients are
-    summed in float32. ddp: the weights stay whole on every rank, in float32.
+    A model on the meta device gets its first weights from the seed; values that it has already are kept.
     """
-    if config.strategy == "ddp":
-        model.to_empty(device=ranks.device)
-        initialize(model, config.seed)
-        return DistributedDataParallel(
-            model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None
-        )
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,), mesh_dim_names=("data",))
-    # Inputs are not cast: rotary angles stay in float32, and the residual stream has the embedding's type.
-    mixed = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if config.precision == "bf16-mixed" else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,
-    )
-    # On the CPU the ranks share the memory that freeing a unit before its backward would save.
-    reshard = ranks.device.type != "cpu"
-    for unit in model.units():
-        fully_shard(unit, mesh=mesh, mp_policy=mixed, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh, mp_policy=mixed)
-    model.to_empty(device=ranks.device)
-    initialize(model, config.seed)
-    return model
-
-
-@torch.no_grad()
-def initialize(model: TrainableModel, seed: int) -> None:
-    """Give every parameter its first values: the same for one seed, however the model is divided.
-
-    Each parameter has its own random stream, drawn for the whole parameter; a rank keeps its part. A GPU's
-    streams differ from the CPU's, so the same seed gives other values there.
-    """
-    for name, parameter in model.named_parameters():
-        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest[:7], "big"))
-        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-        model.init_parameter(name, whole, generator)
-        if isinstance(parameter, DTensor):
-            # Every rank has the whole, so each takes its own part of it and nothing is sent.
-            part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-            parameter.to_local().copy_(part.to_local())
+    given = None if next(model.parameters()).is_meta else dict(model.named_parameters())
+    pieces = _pieces(model.to("meta") if given is None else _without_weights(model), layout)
+    for piece in pieces:
+        piece.dtype = torch.bfloat16 if config.precision == "bf16-mixed" else torch.float32
+        _divide_matrices(piece, layout)
+        for block in piece.blocks.values():
+            block.forward = _recomputed(block.forward, config.recompute)
+            if compiles(config, layout):
+                # Experts and rings exchange what no compiler follows.
+                whole = not layout.context_group and not layout.expert_group
+                block.forward = torch.compile(block.forward, fullgraph=whole)
+        _shard(piece, config, layout)
+        piece.to_empty(device=layout.ranks.device)
+        if given is None:
+            initialize(piece, config.seed)
         else:
-            parameter.copy_(whole)
+            for name, parameter in piece.named_parameters():
+                take_part(parameter, given[name].detach())
+    return pieces
 
 
-def autocast(config: TrainerConfig, ranks: Ranks) -> torch.autocast:
-    """The context of a forward pass: bfloat16 for ddp with bf16-mixed; for fsdp its own policy sees to it."""
-    enabled = config.strategy == "ddp" and config.precision == "bf16-mixed"
-    return torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=enabled)
+def compiles(config: TrainerConfig, layout: Layout) -> bool:
+    return layout.ranks.device.type == "cuda" if config.compile is None else config.compile
 
 
-@contextlib.contextmanager
-def accumulation(model: nn.Module, last: bool) -> Iterator[None]:
-    """The context of one micro-batch: ddp exchanges gradients only with the last.
+def _without_weights(model: TrainableModel) -> TrainableModel:
+    with torch.device("meta"):
+        return copy.deepcopy(model).to("meta")
 
-    fsdp sums them over the ranks with each, so that no rank ever holds a whole gradient.
+
+def _pieces(model: TrainableModel, layout: Layout) -> list[TrainableModel]:
+    """This rank's pieces, in their order in the model. Of P ranks with V pieces each, rank p has p + k P."""
+    count = layout.stages * layout.parallelism.virtual_pipeline
+    if count == 1:
+        return [model]
+    names = list(model.blocks)
+    size = len(names) // count
+    pieces = []
+    for index in range(layout.stage, count, layout.stages):
+        piece = copy.deepcopy(model)
+        piece.keep(names[index * size : (index + 1) * size], first=index == 0, last=index == count - 1)
+        pieces.append(piece)
+    return pieces
+
+
+def _divide_matrices(model: TrainableModel, layout: Layout) -> None:
+    """Tensor, context and expert parallelism: parameters become this rank's parts of whole ones."""
+    region = Region(layout.tensor_group, layout.parallelism.splits_sequence)
+    groups = {
+        "tensor_group": region.group,
+        "sequence_group": region.group if region.splits_sequence else None,
+        "context_group": layout.context_group,
+        "expert_group": layout.expert_group,
+    }
+    for module in model.modules():
+        if hasattr(module, "region"):
+            module.region = region
+        for name, group in groups.items():
+            if hasattr(module, name):
+                setattr(module, name, group)
+    for name, parameter in list(model.named_parameters()):
+        experts = model.expert_dim(name) if layout.expert_group else None
+        if region.group is None and experts is None:
+            continue
+        placements: list[Placement] = []
+        names: list[str] = []
+        if experts is not None:
+            names.append("expert")
+            placements.append(Shard(experts))
+        if region.group is not None:
+            names.append("tensor")
+            dim = model.tensor_dim(name)
+            placements.append(Replicate() if dim is None else Shard(dim))
+        mesh = submesh(layout.weights if experts is None else layout.experts, *names)
+        _replace(model, name, _divided(parameter, mesh, placements))
+
+
+def _divided(parameter: nn.Parameter, mesh: DeviceMesh, placements: list[Placement]) -> nn.Parameter:
+    """A parameter on the meta device as this rank's part of it."""
+    shape = list(parameter.shape)
+    for dim, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            shape[placement.dim] //= mesh.size(dim)
+    part = torch.empty(shape, dtype=parameter.dtype, device="meta")
+    whole = DTensor.from_local(part, mesh, placements, run_check=False)
+    return nn.Parameter(whole, requires_grad=parameter.requires_grad)
+
+
+def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)
+
+
+def _recomputed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    if kind == "none":
+        return forward
+    settings: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
+    return partial(checkpoint, forward, **settings)
+
+
+_PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops._c10d_functional.reduce_scatter_tensor.default,
+}
+
+
+def _keep_products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None:
+    """FSDP2: each unit is gathered for its forward and backward pass; copies are its replicas.
+
+    Weights stay in float32, are gathered in the model's type, and gradients are summed in float32.
     """
-    if isinstance(model, DistributedDataParallel) and not last:
-        with model.no_sync():
-            yield
-    else:
-        yield
+    if not layout.shares_weights:
+        return
+    settings: dict[str, Any] = {
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=model.dtype if model.dtype != torch.float32 else None,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        ),
+        # On the CPU the ranks share the memory that freeing a unit before its backward would save, and with
+        # several micro-batches in a pipeline each would be gathered again.
+        "reshard_after_forward": layout.ranks.device.type != "cpu" and layout.stages == 1,
+    }
+    mesh = submesh(layout.weights, "replicate", "shard")
+    if layout.expert_group:
+        _shard_experts(model, mesh, layout, settings)
+    for block in model.blocks.values():
+        fully_shard(block, mesh=mesh, **settings)
+    for unit in model.ends():
+        fully_shard(unit, mesh=mesh, **settings)
+    fully_shard(model, mesh=mesh, **settings)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is divided by the valid tokens of all ranks, so gradients are added up and not averaged.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _shard_experts(
+    model: TrainableModel, mesh: DeviceMesh, layout: Layout, settings: dict[str, Any]
+) -> None:
+    """Experts' weights are shared by fewer ranks than other weights: they are units of their own."""
+    expert_mesh = submesh(layout.experts, "replicate", "shard")
+    own = layout.experts.size(layout.experts.mesh_dim_names.index("shard"))
+    for layer in model.expert_layers():
+        fully_shard(layer.router, mesh=mesh, **settings)
+        # A rank may hold fewer experts than the ranks that are to share them.
+        few = layer.gate_up.to_local().shape[0] < own
+        dim = (lambda parameter: Shard(1)) if few else None
+        fully_shard(layer, mesh=expert_mesh, shard_placement_fn=dim, **settings)

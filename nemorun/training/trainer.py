@@ -1,242 +1,146 @@
-"""The loop: read, forward, backward, step; validate, log and save at their intervals; stop when told to."""
+"""`Trainer(max_steps=…).fit(model, dataloader)`: training in a script of one's own."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import signal
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from nemorun.job import EXIT_RESUME
-from nemorun.training.checkpoint import Checkpointer
-from nemorun.training.config import CheckpointConfig, LogConfig, OptimConfig, TrainerConfig
-from nemorun.training.distributed import Ranks
+from nemorun.errors import ConfigError
+from nemorun.training.batch import Batch
+from nemorun.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelismConfig,
+    TrainerConfig,
+    check_layout,
+)
+from nemorun.training.distributed import Ranks, join
 from nemorun.training.errors import TrainingError
-from nemorun.training.loss import IGNORE, cross_entropy_sum
-from nemorun.training.metrics import Metrics, results_folder
+from nemorun.training.loop import Loop
 from nemorun.training.model import TrainableModel
-from nemorun.training.optim import build_optimizer, clip_gradients, learning_rate
-from nemorun.training.parallel import accumulation, autocast, parallelize, settle_precision
-from nemorun.training.progress import Clock, say, step_line
-
-
-class Batches(Protocol):
-    """This rank's share of the data. A micro-batch is (tokens, labels), both [B, S] int64 on the CPU.
-
-    Every rank must get the same number of micro-batches.
-    """
-
-    def next_step(self) -> list[tuple[Tensor, Tensor]]:
-        """The micro-batches of the next optimizer step."""
-
-    def validation(self, global_batches: int) -> list[tuple[Tensor, Tensor]]:
-        """The same micro-batches at each call; none where there is nothing to validate on."""
-
-    def state(self) -> dict[str, Any]:
-        """The position, as JSON can hold it and equal on all ranks."""
-
-    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class Trainer:
-    """Trains one model. Every rank makes one and calls `fit`."""
+    """Trains a model on the ranks that `nemorun run` or torchrun has started, or on this process alone.
+
+    Keyword arguments are the fields of `TrainerConfig` (max_steps, precision, devices, strategy, …), and
+    `optim`, `parallelism`, `checkpoint` and `log` for the rest. Raises ConfigError, before anything starts,
+    where a value or a combination cannot be.
+    """
 
     def __init__(
         self,
-        config: TrainerConfig,
-        optim: OptimConfig,
-        checkpoint: CheckpointConfig,
-        log: LogConfig,
-        ranks: Ranks,
+        *,
+        optim: OptimConfig | None = None,
+        parallelism: ParallelismConfig | None = None,
+        checkpoint: CheckpointConfig | None = None,
+        log: LogConfig | None = None,
+        **settings: Any,
     ) -> None:
-        self.config = settle_precision(config, ranks)
-        self.optim = optim
-        self.checkpoint = checkpoint
-        self.log = log
-        self.ranks = ranks
-        self.step = 0
-        self.tokens = 0
-        """Tokens trained on so far, over all ranks and attempts."""
-        self._told_to_stop = False
+        known = [field.name for field in dataclasses.fields(TrainerConfig)]
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"Trainer has no {name!r}: it takes {', '.join(known)}")
+        self.config = TrainerConfig(**settings)
+        self.optim = optim or OptimConfig()
+        self.parallelism = parallelism or ParallelismConfig()
+        self.checkpoint = checkpoint or CheckpointConfig()
+        self.log = log or LogConfig()
+        for part in (self.config, self.optim, self.parallelism, self.checkpoint):
+            part.validate()
 
-    def fit(self, model: TrainableModel, batches: Batches) -> dict[str, float]:
-        """Train `model`, made on the meta device, from its newest checkpoint (else from the seed) to the end.
+    def fit(
+        self,
+        model: TrainableModel,
+        train_dataloader: Iterable[Any],
+        val_dataloader: Iterable[Any] | None = None,
+    ) -> dict[str, float]:
+        """Train `model` for `max_steps` steps of one batch of `train_dataloader` on each data-parallel rank.
 
-        Returns the last metrics: `loss`, `val_loss` where there is one, and others. The model is then in
-        `self.model`, divided over the ranks. Raises SystemExit(EXIT_RESUME) after SIGTERM or SIGUSR2, with
-        the step finished and saved; TrainingError where the loss is no number or the last save fails.
+        Args:
+            model: Its weights are kept if it has any; on the meta device it gets those of the seed.
+            train_dataloader: Gives batches of this data-parallel rank, over and over: `Batch`, a mapping
+                with `tokens` (or `input_ids`) and `labels`, or a pair of the two, each [B, S] int64, the
+                label being the token that follows. A resumed run skips what it has taken before.
+            val_dataloader: The same, to validate on.
+
+        Returns:
+            The last metrics, such as `loss`. The weights are then in `model`, if this is the only rank.
         """
-        torch.manual_seed(self.config.seed + self.ranks.rank)
-        self.model = parallelize(model, self.config, self.ranks)
-        self.optimizer = build_optimizer(self.model, self.optim)
-        folder = Path(self.checkpoint.dir or results_folder(self.log) / "checkpoints").absolute()
-        self.checkpointer = Checkpointer(
-            folder, self.checkpoint.keep_last, self.model, self.optimizer, self.ranks
-        )
-        if state := self.checkpointer.restore():
-            self.step, self.tokens = state["step"], state["tokens"]
-            batches.restore(state["data"])
-            self._say(f"goes on from step {self.step}: {folder}")
-        self.metrics = self._open_metrics()
-        try:
-            with self._stop_signals():
-                return self._loop(batches)
-        finally:
-            if self.metrics:
-                self.metrics.close()
+        micro_batches = 1
+        check_layout(self.config, self.parallelism, self._data_ranks(), micro_batches)
+        with join(self.config) as ranks:
+            loop = Loop(self.config, self.optim, self.parallelism, self.checkpoint, self.log, ranks)
+            result = loop.fit(model, _Loader(train_dataloader, val_dataloader, loop.ranks))
+            return {"step": loop.step, **result}
 
-    def _loop(self, batches: Batches) -> dict[str, float]:
-        end = self.config.max_steps
-        if self.step >= end:
-            self._say(f"nothing left to train: step {self.step} of {end} is done")
-            return self._validate(batches)  # It was written down when the step was done.
-        clock = Clock(self.step, self.tokens)
-        values: dict[str, float] = {}
+    def _data_ranks(self) -> int:
+        world = self.config.num_nodes * self.config.devices
+        return max(1, self.parallelism.data_ranks(world)) * self.parallelism.pipeline_parallel
+
+
+class _Loader:
+    """A data loader as the loop's `Batches`."""
+
+    def __init__(self, train: Iterable[Any], validation: Iterable[Any] | None, ranks: Ranks) -> None:
+        self.train = train
+        self.val = validation
+        self.ranks = ranks
+        self.taken = 0
+        self._iterator = self._forever()
+
+    def next_step(self) -> list[Batch]:
+        self.taken += 1
+        return [next(self._iterator)]
+
+    def validation(self, global_batches: int) -> list[Batch]:
+        batches = map(_as_batch, self.val or ())
+        return [batch for batch, _ in zip(batches, range(global_batches), strict=False)]
+
+    def state(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for _ in range(state["taken"]):
+            next(self._iterator)
+        self.taken = state["taken"]
+
+    def _forever(self) -> Iterator[Batch]:
         while True:
-            result = self._train_step(batches)
-            done = self.step == end
-            stop = result.told_to_stop and not done
-            saves = done or stop or _due(self.step, self.checkpoint.interval)
-            # Before each save, too: a checkpoint must not hold what came of a loss that is no number.
-            if saves or self.step == 1 or _due(self.step, self.config.log_interval):
-                values = self._numbers(result) | {"tokens_per_second": clock.lap(self.step, self.tokens)}
-                self._say(step_line(self.step, end, values, clock.left(end)))
-                self._write(**values)
-            with clock.paused():
-                validates = done or (not stop and _due(self.step, self.config.val_interval))
-                if validates and (found := self._validate(batches)):
-                    values |= found
-                    self._write(**found)
-                if saves:
-                    self._save(batches, needed=done or stop)
-            if stop:
-                self._say(f"was told to stop: step {self.step} is saved, and the run can go on from there")
-                raise SystemExit(EXIT_RESUME)
-            if done:
-                return values
-
-    def _train_step(self, batches: Batches) -> _StepResult:
-        micro_batches = batches.next_step()
-        here = sum(int((labels != IGNORE).sum()) for _, labels in micro_batches)
-        # One exchange for both: all ranks stop after the same step, or none does.
-        valid, told_to_stop = self.ranks.sum(here, self._told_to_stop)
-        total = torch.zeros((), device=self.ranks.device)
-        for tokens, labels in micro_batches:
-            with accumulation(self.model, last=labels is micro_batches[-1][1]):
-                loss = cross_entropy_sum(self.forward(tokens), labels.to(self.ranks.device))
-                # fsdp and ddp average the gradient over the ranks. With this factor that average is the
-                # gradient of the mean over all valid tokens, wherever they are.
-                (loss * (self.ranks.world_size / max(valid, 1))).backward()
-            total += loss.detach()
-        self.step += 1
-        self.tokens += int(valid)
-        rate = learning_rate(self.step, self.optim, self.config.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        norm = clip_gradients(self.model.parameters(), self.optim.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return _StepResult(total, norm, valid, rate, bool(told_to_stop))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, S] -> logits [B, S, V] on this rank's device. Every rank must call it."""
-        with autocast(self.config, self.ranks):
-            return self.model(tokens.to(self.ranks.device))
-
-    @torch.no_grad()
-    def _validate(self, batches: Batches) -> dict[str, float]:
-        micro_batches = batches.validation(self.config.val_batches)
-        if not micro_batches:
-            return {}
-        self.model.eval()
-        total = valid = 0.0
-        for tokens, labels in micro_batches:
-            total += cross_entropy_sum(self.forward(tokens), labels.to(self.ranks.device)).item()
-            valid += int((labels != IGNORE).sum())
-        self.model.train()
-        total, valid = self.ranks.sum(total, valid)
-        loss = total / valid
-        self._say(f"step {self.step}: validation loss {loss:.4f}")
-        return {"val_loss": loss}
-
-    def _numbers(self, result: _StepResult) -> dict[str, float]:
-        """Fetch the step's numbers from the device, the same on every rank."""
-        loss = self.ranks.sum(result.loss_sum.item())[0] / max(result.valid, 1)
-        norm = result.grad_norm.item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                f"stopped: at step {self.step} the loss is {loss} and the gradient's norm {norm}. "
-                "The last checkpoint is from before; a lower optim.lr or a longer optim.warmup_steps may help"
-            )
-        return {"loss": loss, "lr": result.lr, "grad_norm": norm}
-
-    def _save(self, batches: Batches, needed: bool) -> None:
-        try:
-            self.checkpointer.save(self.step, {"tokens": self.tokens, "data": batches.state()})
-        except TrainingError as error:
-            if needed:
-                raise
-            self._say(f"warning: {error}. Training goes on; the last good checkpoint is still there")
-
-    @contextlib.contextmanager
-    def _stop_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGUSR2 (Slurm's warning before a time limit) end the run after the step under way."""
-
-        def stop(signum: int, frame: object) -> None:
-            self._told_to_stop = True
-
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Signals belong to the main thread; from another one nothing can be arranged.
-            return
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _open_metrics(self) -> Metrics | None:
-        """The first rank's metrics; all ranks fail with a sentence where the results cannot be written."""
-        metrics = problem = None
-        if self.ranks.first:
-            try:
-                metrics = Metrics(self.log, self.step)
-            except OSError as error:
-                problem = error
-        if not self.ranks.all(problem is None):
-            raise TrainingError(
-                f"the results' folder {results_folder(self.log)} cannot be written: {problem or 'see rank 0'}"
-            ) from problem
-        return metrics
-
-    def _say(self, text: str) -> None:
-        if self.ranks.first:
-            say(text)
-
-    def _write(self, **values: float) -> None:
-        if self.metrics:
-            self.metrics.write(self.step, **values)
+            empty = True
+            for batch in self.train:
+                empty = False
+                yield _as_batch(batch)
+            if empty:
+                raise TrainingError("the data loader gives no batch")
 
 
-@dataclass(frozen=True)
-class _StepResult:
-    """What a step left; tensors are on the device and are read only when they are shown."""
+def _as_batch(given: Any) -> Batch:
+    if isinstance(given, Batch):
+        return given
+    if isinstance(given, dict):
+        tokens = given.get("tokens", given.get("input_ids"))
+        found = (tokens, given.get("labels"))
+    elif isinstance(given, tuple | list) and len(given) == 2:
+        found = tuple(given)
+    else:
+        found = (None, None)
+    tokens, labels = found
+    if not (isinstance(tokens, Tensor) and isinstance(labels, Tensor) and tokens.shape == labels.shape):
+        raise TrainingError(
+            "a batch of the data loader must be (tokens, labels), or a mapping with tokens and labels: two "
+            f"tensors of one shape [B, S]. It is {_describe(given)}"
+        )
+    return Batch(tokens, labels)
 
-    loss_sum: Tensor
-    """Sum over this rank's valid tokens."""
-    grad_norm: Tensor
-    valid: float
-    """Valid tokens of the global batch."""
-    lr: float
-    told_to_stop: bool
 
-
-def _due(step: int, interval: int) -> bool:
-    return interval > 0 and step % interval == 0
+def _describe(given: Any) -> str:
+    if isinstance(given, dict):
+        return f"a mapping with {', '.join(map(str, given)) or 'nothing'}"
+    if isinstance(given, tuple | list):
+        return f"{len(given)} of {', '.join(sorted({type(part).__name__ for part in given}))}"
+    return f"a {type(given).__name__}"

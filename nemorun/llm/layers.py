@@ -1,0 +1,110 @@
+"""What blocks are made of: matrices with adapters, norms, rotary embeddings.
+
+Shapes are written with B (sequences), S (tokens), D (hidden), H (query heads), G (key/value heads),
+K (head width), F (feed-forward width), V (vocabulary) and R (rank of an adapter).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemorun.llm.config import GPTConfig, LoraConfig, RopeScaling
+from nemorun.training.tensor_parallel import local
+
+
+class Linear(nn.Module):
+    """x @ weight.T, with low-rank adapters where `lora` names one of its `targets`.
+
+    Several matrices that read the same input stand in one weight, and `row_targets` says whose each row is.
+    They share `lora_b` [out, R] row by row, and each has its own R rows of `lora_a` [targets x R, in].
+    """
+
+    def __init__(self, inputs: int, row_targets: list[int], targets: tuple[str, ...], lora: LoraConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(len(row_targets), inputs))
+        self.targets = targets
+        self.lora = lora
+        self.tensor_group: dist.ProcessGroup | None = None
+        adapted = [lora.enabled and target in lora.targets for target in targets]
+        self.adapted = any(adapted)
+        if self.adapted:
+            self.weight.requires_grad_(False)
+            self.lora_a = nn.Parameter(torch.empty(len(targets) * lora.rank, inputs))
+            self.lora_b = nn.Parameter(torch.empty(len(row_targets), lora.rank))
+            # The pattern of rows repeats, so any rank's share of the rows begins it anew.
+            self.row_targets = [t if adapted[t] else -1 for t in row_targets]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]; both may be this tensor-parallel rank's part."""
+        y = F.linear(x, local(self.weight).to(x.dtype))
+        return y + self._adaptation(x) if self.adapted else y
+
+    def _adaptation(self, x: Tensor) -> Tensor:
+        # What is not divided over tensor-parallel ranks gets a part of its gradient on each of them.
+        a = local(self.lora_a, sum_over=self.tensor_group).to(x.dtype)
+        b = local(self.lora_b, sum_over=self.tensor_group).to(x.dtype)
+        x = F.dropout(x, self.lora.dropout, self.training and self.lora.dropout > 0)
+        if len(self.targets) > 1 or -1 in self.row_targets:
+            # One product for all: each row of b stands at its own target's place, with zeros at the others.
+            owner = torch.tensor(self.row_targets[: len(b)], device=b.device)
+            places = F.one_hot(owner + 1, len(self.targets) + 1)[:, 1:].to(b.dtype)
+            b = (places[:, :, None] * b[:, None, :]).flatten(1)
+        return F.linear(F.linear(x, a), b) * (self.lora.alpha / self.lora.rank)
+
+
+class Norm(nn.Module):
+    """RMSNorm, or LayerNorm1p: LayerNorm with a bias, whose weight is stored less 1."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+        self.bias = (
+            nn.Parameter(torch.empty(config.hidden_size)) if config.normalization == "layernorm1p" else None
+        )
+        self.sequence_group: dist.ProcessGroup | None = None
+        """The ranks that each normalise only a part of the sequence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = local(self.weight, sum_over=self.sequence_group).to(x.dtype)
+        if self.bias is None:
+            return F.rms_norm(x, weight.shape, weight, self.eps)
+        bias = local(self.bias, sum_over=self.sequence_group).to(x.dtype)
+        return F.layer_norm(x, weight.shape, weight + 1, bias, self.eps)
+
+
+def rotary(positions: Tensor, config: GPTConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [..., rotary_dim / 2] in float32 at `positions` [...]."""
+    width = config.rotary_dim
+    channels = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-channels / width)
+    if config.rope_scaling:
+        frequencies = _stretched(frequencies, config.rope_scaling)
+    angles = positions.float()[..., None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1's frequencies, as in Meta's `apply_scaling` and Hugging Face's `llama3` rope type."""
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    """How often each turns within the original context."""
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the channel pairs (k, k + width / 2) of `x` [B, S, heads, K] by each position's angles, in float32.
+
+    Channels beyond the angles' width stay. cos and sin: [S, width / 2] or [B, S, width / 2].
+    """
+    width = 2 * cos.shape[-1]
+    low, high = x[..., :width].float().chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)

@@ -1,0 +1,304 @@
+#!/usr/bin/env python3
+"""Training speed beside the limits of the same GPUs, measured in the same run.
+
+    python scripts/bench/train.py                        every row that this machine's GPUs can hold
+    python scripts/bench/train.py --rows pretrain lora   some
+    python scripts/bench/train.py --steps 20 --json train.json
+
+The floor of a row is the time of its matrix products and its attention alone, forward and backward, at its
+shapes and in its precision. Each row runs in processes of its own, through the loop that `nemorun run` uses.
+Needs no network. A peer that is installed (transformers and peft) is run beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "num_layers": 32,
+    "num_attention_heads": 32,
+    "num_query_groups": 8,
+    "ffn_hidden_size": 14336,
+    "seq_length": 8192,
+    "vocab_size": 128256,
+}
+LORA = {"enabled": True, "rank": 16, "alpha": 32.0}
+
+#: name -> what it trains; `gpus` 0: all of them.
+ROWS: dict[str, dict[str, Any]] = {
+    "pretrain": {"gpus": 0, "rows": 2, "trainer": {"recompute": "selective"}},
+    "pretrain-1": {"gpus": 0, "rows": 1},
+    "pretrain-bf16-moments": {"gpus": 0, "rows": 1, "optim": {"moments": "bf16"}},
+    "lora": {"gpus": 1, "rows": 1, "model": {"lora": LORA}},
+    "lora-2": {"gpus": 1, "rows": 2, "model": {"lora": LORA}, "trainer": {"recompute": "selective"}},
+    "packed": {"gpus": 0, "rows": 2, "length": 4096, "packed": True, "trainer": {"recompute": "selective"}},
+    "tp2": {"gpus": 2, "rows": 1, "parallelism": {"tensor_parallel": 2}, "optim": {"moments": "bf16"}},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["pretrain", "lora", "packed"])
+    parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after 5 that are not")
+    parser.add_argument("--layers", type=int, help="fewer layers, to try the script")
+    parser.add_argument("--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="change all rows")
+    parser.add_argument("--trace", metavar="FILE", help="write a profile of one step of the first row")
+    parser.add_argument("--no-floor", action="store_true", help="do not measure the limits")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.rank:
+        train(json.loads(arguments.rank))
+        return
+    import torch
+
+    results: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": {}}
+    for name in arguments.rows:
+        row = {**ROWS[name], "steps": arguments.steps, "layers": arguments.layers, "set": arguments.set}
+        row["trace"] = arguments.trace if name == arguments.rows[0] else None
+        row["floor"] = not arguments.no_floor
+        results["rows"][name] = found = start(row, row["gpus"] or torch.cuda.device_count())
+        print(f"{name}: {json.dumps(found)}", flush=True)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(results, indent=1))
+    print(table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = [
+        f"{results['gpu']}, torch {results['torch']}",
+        f"{'row':<22} {'tokens/s/GPU':>12} {'floor':>8} {'ratio':>6} {'p99/median':>10} {'GiB':>6} {'first step':>10}",
+    ]
+    for name, row in results["rows"].items():
+        if "error" in row:
+            lines.append(f"{name:<22} {row['error'][-200:]}")
+            continue
+        floor, speed = row.get("floor"), row["tokens_per_second_per_gpu"]
+        lines.append(
+            f"{name:<22} {speed:>12,.0f} {floor or 0:>8,.0f} {speed / floor if floor else 0:>6.2f} "
+            f"{row['jitter']:>10.3f} {row['gib']:>6.1f} {row['first_step_s']:>8.1f} s"
+        )
+    return "\n".join(lines)
+
+
+def start(row: dict[str, Any], gpus: int) -> dict[str, Any]:
+    """Run a row's ranks; the first one's last line is the result."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = []
+        for rank in range(gpus):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": gpus, "LOCAL_WORLD_SIZE": gpus}
+            env = {
+                **os.environ,
+                "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+                **{k: str(v) for k, v in place.items()},
+            }
+            what = json.dumps({**row, "gpus": gpus, "folder": folder, "started": time.time()})
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, "--rank", what],
+                    env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                )  # fmt: skip
+            )
+        outputs = [rank.communicate()[0] for rank in ranks]
+    for line in reversed(outputs[0].splitlines()):
+        if line.startswith("{"):
+            return json.loads(line)
+    return {"error": " | ".join(o[-3000:] for o in outputs)}
+
+
+# --- what each rank does ---
+
+
+def train(row: dict[str, Any]) -> None:
+    import torch
+
+    from nemorun.llm import GPTConfig, GPTModel
+    from nemorun.llm.config import LoraConfig
+    from nemorun.training.config import CheckpointConfig, LogConfig, OptimConfig, ParallelismConfig, TrainerConfig
+    from nemorun.training.distributed import join
+    from nemorun.training.loop import Loop
+
+    shape = {**LLAMA_8B, **row.get("model", {})}
+    if row["layers"]:
+        shape["num_layers"] = row["layers"]
+    if "lora" in shape:
+        shape["lora"] = LoraConfig(**shape["lora"])
+    parts = {k: dict(row.get(k, {})) for k in ("trainer", "optim", "parallelism")}
+    for change in row["set"]:
+        path, _, value = change.partition("=")
+        part, _, name = path.partition(".")
+        parts[part][name] = json.loads(value)
+    config = GPTConfig(**shape)
+    steps = row["steps"] + 5
+    trainer = TrainerConfig(
+        max_steps=steps, devices=row["gpus"], log_interval=10, val_batches=0, **parts["trainer"]
+    )
+    length = row.get("length", config.seq_length)
+
+    class Timed(Loop):
+        """Marks the device's time after each step, without waiting for it."""
+
+        def _train_step(self, batches: Any) -> Any:
+            if self.step == 0:
+                self.marks = []
+            profile = row["trace"] if self.step == steps - 2 and self.ranks.first else None
+            if profile:
+                with torch.profiler.profile() as profiler:
+                    result = super()._train_step(batches)
+                    torch.cuda.synchronize()
+                Path(profile).write_text(
+                    profiler.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=90)
+                )
+            else:
+                result = super()._train_step(batches)
+            if self.step == 1:
+                torch.cuda.synchronize()
+                self.first_step = time.time() - row["started"]
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+            self.marks.append(mark)
+            return result
+
+        def _save(self, *_: Any, **__: Any) -> None:
+            pass
+
+    with join(trainer) as ranks:
+        loop = Timed(
+            trainer, OptimConfig(**parts["optim"]), ParallelismConfig(**parts["parallelism"]), CheckpointConfig(),
+            LogConfig(dir=row["folder"], tensorboard=False), ranks,
+        )  # fmt: skip
+        result = loop.fit(GPTModel(config), Random(row["rows"], length, config.vocab_size, row.get("packed", False)))
+        torch.cuda.synchronize()
+        times = [a.elapsed_time(b) / 1000 for a, b in zip(loop.marks[4:], loop.marks[5:], strict=False)]
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        losses, first = result["loss"], loop.first_step
+        median = statistics.median(times)
+        tokens = row["rows"] * length * loop.layout.data_ranks / row["gpus"]
+        del loop
+        torch.cuda.empty_cache()
+        floor = tokens / floor_seconds(config, row, length) if row["floor"] and ranks.first else None
+        if ranks.first:
+            answer = {
+                "tokens_per_second_per_gpu": tokens / median,
+                "floor": floor,
+                "jitter": sorted(times)[int(len(times) * 0.99)] / median,
+                "gib": peak,
+                "first_step_s": first,
+                "median_s": median,
+                "loss": losses,
+            }
+            print(json.dumps(answer), flush=True)
+
+
+class Random:
+    """Random tokens; packed rows hold documents of 64 to 2,048 tokens."""
+
+    def __init__(self, rows: int, length: int, vocabulary: int, packed: bool) -> None:
+        self.shape = (rows, length)
+        self.vocabulary = vocabulary
+        self.packed = packed
+        self.step = 0
+
+    def next_step(self) -> list[Any]:
+        import torch
+
+        from nemorun.training.batch import Batch
+
+        generator = torch.Generator().manual_seed(self.step)
+        self.step += 1
+        tokens = torch.randint(0, self.vocabulary, (self.shape[0], self.shape[1] + 1), generator=generator)
+        positions = None
+        if self.packed:
+            positions = torch.empty(self.shape, dtype=torch.int64)
+            for row in positions:
+                start = 0
+                while start < len(row):
+                    size = int(torch.randint(64, 2048, (), generator=generator))
+                    piece = row[start : start + size]
+                    piece.copy_(torch.arange(len(piece)))
+                    start += size
+        return [Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), positions)]
+
+    def validation(self, _: int) -> list[Any]:
+        return []
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, _: dict[str, Any]) -> None:
+        pass
+
+
+def floor_seconds(config: Any, row: dict[str, Any], length: int) -> float:
+    """Seconds of one step's matrix products and attention, each measured alone in bf16 at the row's shapes.
+
+    A frozen weight has no gradient of its own; what is recomputed is not counted.
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    tokens = row["rows"] * length
+    d, f, k = config.hidden_size, config.ffn_size, config.head_dim
+    heads, groups = config.num_attention_heads, config.kv_heads
+    frozen = config.lora.enabled
+    shapes = [((heads + 2 * groups) * k, d), (d, heads * k), (2 * f, d), (d, f)]
+
+    def seconds(run: Any, count: int = 10) -> float:
+        for _ in range(3):
+            run()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(count):
+            run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000 / count
+
+    def products(out: int, into: int, weight_gradient: bool) -> float:
+        x = torch.randn(tokens, into, device="cuda", dtype=torch.bfloat16)
+        w = torch.randn(out, into, device="cuda", dtype=torch.bfloat16)
+        y = torch.randn(tokens, out, device="cuda", dtype=torch.bfloat16)
+        total = seconds(lambda: x @ w.T) + seconds(lambda: y @ w)
+        return total + (seconds(lambda: y.T @ x) if weight_gradient else 0.0)
+
+    def attention() -> float:
+        rows, span = (row["rows"], length)
+        q = torch.randn(rows, heads, span, k, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        kv = [torch.randn(rows, groups, span, k, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in "kv"]
+        grad = torch.randn_like(q)
+
+        def run() -> None:
+            with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+                y = F.scaled_dot_product_attention(q, *kv, is_causal=True, enable_gqa=True)
+            y.backward(grad)
+
+        return seconds(run)
+
+    layer = sum(products(*shape, weight_gradient=not frozen) for shape in shapes) + attention()
+    return config.num_layers * layer + products(config.vocab_size, d, weight_gradient=not frozen)
+
+
+if __name__ == "__main__":
+    main()
