@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -124,6 +125,12 @@ class GPTConfig:
     @property
     def ffn_size(self) -> int:
         return self.ffn_hidden_size or self.hidden_size * 7 // 2
+
+    @property
+    def gate_block(self) -> int:
+        """Rows of the gate that stand together in a feed-forward layer's first matrix, before as many of the
+        other factor: up to 64, and so that 8 tensor-parallel ranks can divide them."""
+        return math.gcd(64, self.ffn_size // 8) if self.ffn_size >= 8 else 1
 
     @property
     def rotary_dim(self) -> int:
