@@ -10,25 +10,25 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from nemorun.llm.balance import attach, balance_loss
 from nemorun.llm.config import GPTConfig
 from nemorun.training.exchange import exchange_rows, take_rows
 from nemorun.training.grouped import grouped_product
+from nemorun.training.tensor_parallel import local
 
 
-def local(parameter: nn.Parameter | Tensor, partial: bool = False) -> Tensor:
-    """This rank's part of a weight, as a plain tensor that passes its gradient on.
+class Router(nn.Module):
+    """How well each token suits each expert: [B, S, D] -> logits [B, S, E] in float32."""
 
-    `partial`: the weight is whole on each rank, but each rank's gradient is only a part of a sum.
-    """
-    if not isinstance(parameter, DTensor):
-        return parameter
-    if not partial:
-        return parameter.to_local()
-    placements = [Partial() if isinstance(p, Replicate) else p for p in parameter.placements]
-    return parameter.to_local(grad_placements=placements)
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.tensor_group: dist.ProcessGroup | None = None
+        """The ranks that divide each expert: the gradient of what they return is a part of a sum on each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), local(self.weight, sum_over=self.tensor_group).float())
 
 
 class Experts(nn.Module):
@@ -43,7 +43,8 @@ class Experts(nn.Module):
         self.experts_per_token = config.experts_per_token
         self.block = config.gate_block
         self.aux_loss_coeff = config.aux_loss_coeff
-        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.num_experts = config.num_experts
+        self.router = Router(config)
         # The rows of each expert stand in blocks: some gates, then the same channels' other factors.
         self.gate_up = nn.Parameter(torch.empty(config.num_experts, 2 * config.ffn_size, config.hidden_size))
         self.down = nn.Parameter(torch.empty(config.num_experts, config.hidden_size, config.ffn_size))
@@ -53,7 +54,7 @@ class Experts(nn.Module):
         expert's gradient is the sum over the tokens of all of them."""
         self.tensor_ranks = 1
         """The ranks that divide each expert (dimension 1 of gate_up, 2 of down) and get the same x. What each
-        returns is a part of a sum, and so are its gradients of x and of the router."""
+        returns is a part of a sum, and so is its gradient of x."""
         self.context_group: dist.ProcessGroup | None = None
         """The ranks that divide each sequence."""
         # Plain tensors, no buffers: a model made on the meta device would get them without values.
@@ -67,7 +68,7 @@ class Experts(nn.Module):
         """
         if self._scale is None or self._sums is None:
             self._scale = torch.empty((), device=scale.device)
-            self._sums = torch.empty(1 + self.router.out_features, device=scale.device)
+            self._sums = torch.empty(1 + self.num_experts, device=scale.device)
         self._scale.copy_(scale)
         self._sums.zero_()
 
@@ -82,12 +83,11 @@ class Experts(nn.Module):
     @property
     def expert_tokens(self) -> Tensor:
         """Of this rank's tokens, how many went to each expert since `begin_step` [E]; to be summed, too."""
-        return torch.zeros(self.router.out_features) if self._sums is None else self._sums[1:]
+        return torch.zeros(self.num_experts) if self._sums is None else self._sums[1:]
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """`valid` [B, S] bool: False for padding, which is left out of the balance. None: no padding."""
-        router = local(self.router.weight, partial=self.tensor_ranks > 1)
-        logits = F.linear(x.float(), router.float())
+        logits = self.router(x)
         scores, chosen = logits.topk(self.experts_per_token, dim=-1)
         y = self._mixed(x.flatten(0, 1), chosen.flatten(0, 1), scores.softmax(-1).flatten(0, 1)).view_as(x)
         if self._scale is None or self._sums is None or not self.training:
@@ -102,7 +102,7 @@ class Experts(nn.Module):
         """x [N, D], chosen and weights [N, k] -> the weighted sums of the experts' outputs [N, D]."""
         order, places = _sorted(chosen.flatten())
         rows = take_rows(x, order // self.experts_per_token, places)
-        counts = _counts(chosen, self.router.out_features)
+        counts = _counts(chosen, self.num_experts)
         if self.expert_group is None:
             rows = self._worked(rows, counts)
         else:

@@ -19,7 +19,7 @@ from nemorun.llm.layers import Linear, Norm, rotary, rotate
 from nemorun.training.attention import Documents, attend, ring_attend
 from nemorun.training.batch import Inputs
 from nemorun.training.loss import linear_cross_entropy_sum
-from nemorun.training.model import TrainableModel
+from nemorun.training.model import ExpertLayer, TrainableModel
 from nemorun.training.tensor_parallel import WHOLE, Region, local
 
 
@@ -226,7 +226,7 @@ class GPTModel(TrainableModel):
         found: list[list[nn.Module]] = [[self.embedding]] if self.embedding is not None else []
         return [*found, [self.norm, self.head]] if self.head is not None else found
 
-    def expert_layers(self) -> list[nn.Module]:
+    def expert_layers(self) -> list[ExpertLayer]:
         return [module for module in self.modules() if isinstance(module, Experts)]
 
     def tensor_dim(self, name: str) -> int | None:

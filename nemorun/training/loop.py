@@ -140,11 +140,21 @@ class Loop:
         # One exchange for both: all ranks stop after the same step, or none does.
         valid, told_to_stop = self.ranks.sum(self._valid(micro_batches), self._told_to_stop)
         scale = torch.full((), 1 / max(valid, 1), device=self.ranks.device)
+        self._balance(micro_batches)
         loss_sum = self.passes.train(self._shared_out(micro_batches), scale)
         self.step += 1
         self.tokens += int(valid)
         norm = self._optimize()
         return _StepResult(loss_sum, norm, valid, self.optimizer.param_groups[0]["lr"], bool(told_to_stop))
+
+    def _balance(self, micro_batches: Sequence[Batch]) -> None:
+        """Let experts add the loss that keeps their load even: a mean over all tokens, padding too."""
+        layers = [layer for piece in self.pieces for layer in piece.expert_layers()]
+        if layers:
+            tokens = sum(batch.tokens.numel() for batch in micro_batches) * self.layout.data_ranks
+            scale = torch.full((), 1 / tokens, device=self.ranks.device)
+            for layer in layers:
+                layer.begin_step(scale)
 
     def _optimize(self) -> Tensor:
         """Clip the gradient, let the optimizer step, and return the gradient's norm before clipping."""

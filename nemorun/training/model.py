@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nemorun.training.batch import Inputs
+
+
+class ExpertLayer(Protocol):
+    """A mixture of experts: its own parameters are the experts', and its router's are not."""
+
+    router: nn.Module
+    gate_up: Tensor
+
+    def begin_step(self, scale: Tensor) -> None:
+        """Weigh the loss that keeps the load even by `scale` for each token, and count from zero."""
+
+    @property
+    def aux_loss(self) -> Tensor:
+        """That loss, summed over this rank's tokens since `begin_step`, without `scale`."""
 
 
 class TrainableModel(nn.Module):
@@ -47,7 +62,7 @@ class TrainableModel(nn.Module):
         """The parts beside the blocks that are gathered and freed together when weights are sharded."""
 
     @abstractmethod
-    def expert_layers(self) -> list[nn.Module]:
+    def expert_layers(self) -> list[ExpertLayer]:
         """The mixtures of experts among its layers."""
 
     @abstractmethod

@@ -54,7 +54,7 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
         for block in piece.blocks.values():
             block.forward = _recomputed(block.forward, config.recompute)
             if compiles(config, layout):
-                # Experts and rings exchange what no compiler follows.
+                # Rings, and experts on several ranks, exchange what no compiler follows.
                 whole = not layout.context_group and not layout.expert_group
                 block.forward = torch.compile(block.forward, fullgraph=whole)
         _shard(piece, config, layout)
@@ -103,6 +103,8 @@ def _divide_matrices(model: TrainableModel, layout: Layout) -> None:
     for module in model.modules():
         if hasattr(module, "region"):
             module.region = region
+        if hasattr(module, "tensor_ranks"):
+            module.tensor_ranks = layout.tensor_ranks
         for name, group in groups.items():
             if hasattr(module, name):
                 setattr(module, name, group)

@@ -73,6 +73,7 @@ def run(layout: Layout, c: Case) -> dict[str, Tensor]:
             part = DTensor.from_local(part, experts["expert", "tensor"], placements)
         setattr(layer, name, nn.Parameter(part))
     if layout.dtensor:
+        layer.router.tensor_group = experts.get_group("tensor")
         whole = DTensor.from_local(layer.router.weight.detach(), experts["tensor"], [Replicate()])
         layer.router.weight = nn.Parameter(whole)
 
@@ -92,7 +93,7 @@ def run(layout: Layout, c: Case) -> dict[str, Tensor]:
     router = layer.router.weight.grad
     if layout.dtensor:
         # It is summed over the tensor-parallel ranks here, and below once more.
-        router = router.redistribute(placements=[Replicate()]).to_local() / layout.tensor
+        router = router.to_local() / layout.tensor
     found["router.weight"] = router
     for name, value in (("y", y.detach()), ("x", x.grad)):
         found[name] = torch.zeros_like(c.x)
