@@ -7,7 +7,7 @@ import re
 import shlex
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,8 +70,12 @@ class Cluster:
         """
         needed = " ".join(re.findall(r"\$\{?(\w+)", self.job_dir))
         values = {"NEEDED": needed, "JOB_DIR_WORD": quote_path(self.job_dir), **variables}
-        lines = [f"{key}={shlex.quote(str(value))}" for key, value in values.items()]
-        return "\n".join([*lines, script("prelude.sh"), script(name)])
+        return "\n".join([*_assigned(values), script("prelude.sh"), script("make_job_dir.sh"), script(name)])
+
+    def plain_command(self, name: str, **variables: str | int) -> str:
+        """The same, in an environment that holds no more than what jobs may inherit (see `plain.sh`)."""
+        then = [*_assigned(variables), "JOB_DIR=$1", script("make_job_dir.sh"), script(name)]
+        return self.command("plain.sh", THEN="\n".join(then))
 
     def run(self, command: str, stdin: bytes = b"", *, retry: bool) -> Completed:
         """Run a command. Where the connection is lost, connect again, and run it again if that is harmless.
@@ -102,3 +106,7 @@ class Cluster:
                 ) from problem
             time.sleep(pause)
             pause = min(2 * pause, 8)
+
+
+def _assigned(variables: Mapping[str, str | int]) -> list[str]:
+    return [f"{key}={shlex.quote(str(value))}" for key, value in variables.items()]

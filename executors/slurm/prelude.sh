@@ -1,5 +1,5 @@
 # Stands before every script that runs on the login node. POSIX sh.
-# In: NEEDED (variables that job_dir holds), JOB_DIR_WORD (job_dir, quoted). Out: JOB_DIR, `make_job_dir`.
+# In: NEEDED (variables that job_dir holds), JOB_DIR_WORD (job_dir, quoted). Out: JOB_DIR.
 
 # What is inherited from an allocation around us, or set to the user's taste, must not change what Slurm does
 # and prints. SLURM_CONF says where the cluster is.
@@ -22,11 +22,3 @@ if ! command -v sbatch >/dev/null 2>&1; then
     exit 97
 fi
 eval "JOB_DIR=$JOB_DIR_WORD"
-
-# What others could have put there would be run: where job_dir lies in a folder of all, they may have come first.
-# shellcheck disable=SC2329 # by scripts that write there
-make_job_dir() {
-    mkdir -p "$JOB_DIR/experiments" "$JOB_DIR/code" "$JOB_DIR/lib" || return
-    foreign=$(find "$JOB_DIR/experiments" "$JOB_DIR/code" "$JOB_DIR/lib" -prune ! -user "$(id -u)" | head -n 1)
-    [ -z "$foreign" ] || { echo "job_dir: $foreign is another user's; set it to a folder of yours" >&2; return 1; }
-}

@@ -113,7 +113,7 @@ def _python_problems(executor: SlurmExecutor, said: str) -> list[str]:
 
 
 def _send(cluster: Cluster, payload: Payload, facts: Facts) -> dict[str, str]:
-    command = cluster.command(
+    command = cluster.plain_command(
         "submit.sh", ID=payload.id, EXP=payload.folder, WANTED=" ".join(payload.archives)
     )
     have = facts.have

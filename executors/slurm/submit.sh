@@ -1,4 +1,4 @@
-# Submits an experiment's jobs, each exactly once however often this is run. POSIX sh, after prelude.sh.
+# Submits an experiment's jobs, each exactly once however often this is run. POSIX sh, by plain.sh.
 # In: ID (the experiment's), EXP (its folder under JOB_DIR), WANTED (what it needs of archives: paths under
 # JOB_DIR). On stdin a tar.gz: `place` (what goes to EXP), `tasks`, `archives` (those that are not there yet) and
 # `plan`, a line for each call of sbatch: UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES, with `-` for nothing. UNIT is
@@ -73,11 +73,11 @@ if [ ! -d tasks ]; then
     put_in_place || { echo "cannot write to $PWD" >&2; exit 1; }
 fi
 
-user=$(id -un)
+said=$in/said # what Slurm's commands complained of; each background process has its own
 # Sets `id` to a job of this name and folder that no task has: one whose sbatch was never heard to answer.
 look_up() { # NAME
     id=
-    queue=$(squeue --noheader --states=all --user="$user" --format='%i %j %Z' 2>"$in/said") || return
+    queue=$(squeue --noheader --states=all --user="$USER" --format='%i %j %Z' 2>"$said") || return
     past=$(timeout 20 sacct --noheader --allocations --parsable2 --starttime=now-14days --name="$1" \
         --format=JobID,JobName,WorkDir 2>/dev/null | tr '|' ' ')
     # elements of an array and components of a heterogeneous job are its parts: 12_3, 12+1
@@ -99,7 +99,7 @@ look_up_patiently() { # NAME
 }
 
 transient() {
-    grep -qiE 'socket timed out|unable to contact|temporarily|try again|timed? ?out|sleeping and retrying|connection (refused|reset)|communication|zero bytes|controller|server (too )?busy|rate limit' "$in/said"
+    grep -qiE 'socket timed out|unable to contact|temporarily|try again|timed? ?out|sleeping and retrying|connection (refused|reset)|communication|zero bytes|controller|server (too )?busy|rate limit' "$said"
 }
 
 # Nothing of this experiment shall run: job.sh ends what starts all the same. The answer is kept: a second call
@@ -110,10 +110,10 @@ give_up() { # WHY
         rm -f "$job/secrets"
     done
     cat tasks/*/job 2>/dev/null | sed 's/_.*//' | sort -u | xargs -r timeout 60 scancel 2>/dev/null
-    { echo "$1"; cat "$in/said"; } >"$in/answer"
-    mv "$in/answer" answer
-    cat answer
-    exit 0
+    { echo "$1"; cat "$said"; } >"$said.answer"
+    mv "$said.answer" answer
+    finish
+    exit 0 # of a background process
 }
 
 # Sets `id`; fails where sbatch refuses. An sbatch that failed for another reason may have done it after all.
@@ -122,12 +122,10 @@ call_sbatch() { # NAME SBATCH-WORDS...
     shift
     pause=1
     while :; do
-        id=$(env -i HOME="$HOME" USER="$user" LOGNAME="$user" SHELL="${SHELL:-/bin/bash}" PATH="$PATH" \
-            ${LANG:+"LANG=$LANG"} ${LC_ALL:+"LC_ALL=$LC_ALL"} ${SLURM_CONF:+"SLURM_CONF=$SLURM_CONF"} \
-            sbatch --parsable "$@" 2>"$in/said" </dev/null 9>&-) && break
+        id=$(sbatch --parsable "$@" 2>"$said" </dev/null 9>&-) && break
         transient || return
         [ "$pause" -le 32 ] || give_up unavailable
-        doubtful=yes
+        : >"$in/doubtful"
         sleep "$pause"
         pause=$((pause * 2))
         look_up_patiently "$job_name" || give_up unavailable
@@ -136,7 +134,7 @@ call_sbatch() { # NAME SBATCH-WORDS...
     id=${id%%;*}
 }
 
-submit() { # UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES
+submit() { # UNIT OFFSET COUNT ARRAY AFTER CHAIN BESIDES; in `awaited`, AFTER as words
     tasks=$1 id=
     [ "$3" = - ] || tasks=$(sed -n "$(($2 + 1)),$(($2 + $3))p" "$1.tasks")
     read -r first <<END
@@ -147,14 +145,14 @@ END
         id=${id%_*}
     elif [ -n "$repeated" ]; then
         look_up_patiently "$1.$ID" || {
-            cat "$in/said" >&2
-            exit 92 # what was submitted before may run, and is left alone
+            cat "$said" >&2
+            exit 92
         }
     fi
     if [ -z "$id" ]; then
         if [ "$3" = - ] && [ -e "tasks/$1/cancelled" ]; then return; fi
         depend=
-        [ "$5" = - ] || for task in $(echo "$5" | tr , ' '); do
+        for task in $awaited; do
             job=
             [ ! -s "tasks/${task#+}/job" ] || read -r job <"tasks/${task#+}/job"
             if [ -z "$job" ]; then # what it waits for was cancelled before it was submitted
@@ -189,14 +187,54 @@ END
     done
 }
 
-doubtful=
+# Tasks that wait for nothing that is just being submitted go some at a time, for an sbatch mostly waits. Parts of
+# an array do not: they share a name, by which a lost one is looked up. `running` are their processes, and `going`
+# the tasks in the same order, each followed by a space.
+at_once=4 running='' going='' unclear=''
+wait_for_oldest() {
+    wait "${running%% *}" || unclear=yes
+    running=${running#* } going=${going#* }
+}
+# Wait for all; where one has given up, that is the answer.
+finish() {
+    [ -z "$in_background" ] || return 0
+    while [ -n "$running" ]; do wait_for_oldest; done
+    if [ -s answer ]; then cat answer && exit 0; fi
+    [ -z "$unclear" ] || exit 92 # what was submitted before may run, and is left alone
+}
+in_background=''
 while read -r unit offset count array after chain besides <&3; do
     [ -z "$lock" ] || touch "$lock"
-    submit "$unit" "$offset" "$count" "$array" "$after" "$chain" "$besides"
+    awaited=
+    if [ "$after" != - ]; then
+        IFS=,
+        # shellcheck disable=SC2086
+        set -- $after
+        unset IFS
+        awaited=$*
+    fi
+    for task in $awaited; do
+        case " $going" in *" ${task#+} "*) finish ;; esac
+    done
+    if [ "$count" != - ]; then
+        finish
+        submit "$unit" "$offset" "$count" "$array" "$after" "$chain" "$besides"
+        continue
+    fi
+    # shellcheck disable=SC2086
+    set -- $running
+    [ "$#" -lt "$at_once" ] || wait_for_oldest
+    [ -z "$unclear" ] && [ ! -s answer ] || break
+    {
+        in_background=yes said=$in/said.$unit
+        submit "$unit" "$offset" "$count" "$array" "$after" "$chain" "$besides"
+    } 3<&- &
+    running="$running$! " going="$going$unit "
 done 3<"$in/plan"
+finish
 
 # An sbatch that was not heard of may have been carried out late: a job that no task has is one too many.
-if [ -n "$doubtful$repeated" ]; then
+if [ -e "$in/doubtful" ] || [ -n "$repeated" ]; then
     while read -r unit _ <&3; do
         if look_up "$unit.$ID" && [ -n "$id" ]; then scancel "$id"; fi
     done 3<"$in/plan"

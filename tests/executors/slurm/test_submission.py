@@ -184,7 +184,7 @@ def test_a_connection_that_stays_lost_leaves_it_open(
 def packed(bench: SlurmBench) -> tuple[str, bytes]:
     """The command and the input that submit it."""
     payload = Payload(bench.executor.render(bench.jobs), {}, library())  # type: ignore[arg-type]
-    command = bench.cluster.command(
+    command = bench.cluster.plain_command(
         "submit.sh", ID=payload.id, EXP=payload.folder, WANTED=" ".join(payload.archives)
     )
     return command, payload.packed(frozenset(), 1001)
@@ -313,6 +313,58 @@ def test_a_refusal_takes_back_what_was_submitted(later: SlurmBench) -> None:
     assert not (later.run_dir("good") / "secrets").exists()
 
 
+def test_tasks_go_four_at_a_time_and_none_before_what_it_waits_for(
+    later: SlurmBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sbatch ends only when four have begun, and says how many were at work."""
+    met = """
+    bin=$(dirname "$0"); mkdir -p "$bin/begun" "$bin/working"; : >"$bin/begun/$$"; : >"$bin/working/$$"
+    until [ "$(ls "$bin/begun" | wc -l)" -ge 4 ]; do
+        tries=$((tries + 1)); [ "$tries" -lt 300 ] || exit 1
+        sleep 0.1
+    done
+    ls "$bin/working" | wc -l >>"$bin/counts"
+    /usr/bin/sbatch "$@"; code=$?
+    rm "$bin/working/$$"
+    exit "$code"
+    """
+    folder = with_programs(later, monkeypatch, sbatch=met)
+    for number in range(8):
+        later.add(f"t{number}", command=("true", str(number)))
+    later.add("last", command=("true", "last"), dependencies=("t0", "t7"))
+    handles = later.submit()
+    counts = [int(line) for line in (folder / "counts").read_text().split()]
+    assert len(counts) == 9 and max(counts) == 4 and counts[-1] == 1
+    assert {job: name.partition(".")[0] for job, name in later.queued().items()} == {
+        handle: name for name, handle in handles.items()
+    }
+    shown = later.on_login(f"scontrol show job {handles['last']}")
+    assert f"afterok:{handles['t0']}(unfulfilled),afterok:{handles['t7']}(unfulfilled)" in shown
+
+
+def test_a_refusal_among_many_leaves_none_of_them(later: SlurmBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are just being submitted when it comes, too: they are held up until it was answered."""
+    one_refused = """
+    bin=$(dirname "$0")
+    case "$*" in
+    *t2.sbatch*) echo "sbatch: error: Invalid feature specification" >&2; exit 1 ;;
+    *t1.sbatch*) until [ -e "$bin/../$(cat "$bin/experiment")/tasks/t1/cancelled" ]; do sleep 0.1; done ;;
+    esac
+    /usr/bin/sbatch "$@"
+    """
+    folder = with_programs(later, monkeypatch, sbatch=one_refused)
+    for number in range(8):
+        later.add(f"t{number}", command=("true", str(number)), secrets=("KEY",))
+    experiment = later.remote().relative_to(later.home)
+    later.on_login(f"echo {experiment} >~/{folder.relative_to(later.home.parent)}/experiment")
+    for _ in range(2):
+        with pytest.raises(SubmitError, match=r"refused 't2'.*[Ii]nvalid feature"):
+            later.submit({"KEY": "x"})
+        assert not later.queued()
+    assert (later.run_dir("t1") / "job").exists()  # it was submitted, and called back
+    assert not any(later.remote().glob("tasks/*/secrets"))
+
+
 def test_nothing_of_the_surroundings_leaks_in(bench: SlurmBench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.add(command=("env",))
     plain = Cluster.command
@@ -322,7 +374,8 @@ def test_nothing_of_the_surroundings_leaks_in(bench: SlurmBench, monkeypatch: py
     assert "Partition=batch" in bench.on_login(f"scontrol show job {handle}")
     eventually(lambda: not bench.queued(), 30)
     names = {line.partition("=")[0] for line in bench.log().splitlines()}
-    assert "SLURM_JOB_ID" in names and not names & {"MINE", "SBATCH_PARTITION", "SQUEUE_FORMAT"}
+    assert "SLURM_JOB_ID" in names
+    assert not names & {"MINE", "SBATCH_PARTITION", "SQUEUE_FORMAT", "THEN", "JOB_DIR"}
     assert "SLURM_CPU_BIND=none" not in bench.log()
 
 
@@ -452,11 +505,8 @@ executor.cancel([JobRef("task", job.token, job.run_dir)])
 
 
 def test_a_disk_that_fills_up_is_named(bench: SlurmBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = bench.cluster.connection.run
-    full = "tar() { printf 'tar: a: Wrote only 1 of 2\\ntar: b: No space left on device\\n' >&2; return 2; }"
-    monkeypatch.setattr(
-        bench.cluster.connection, "run", lambda command, *rest, **to: run(f"{full}\n{command}", *rest, **to)
-    )
+    full = "printf 'tar: a: Wrote only 1 of 2\\ntar: b: No space left on device\\n' >&2; exit 2"
+    with_programs(bench, monkeypatch, tar=full)
     bench.add(python="")
     with pytest.raises(SubmitError, match=r"did not arrive whole .* No space left on device; nothing was"):
         bench.submit()
