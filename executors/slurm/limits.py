@@ -20,6 +20,22 @@ _SHORT = {"A": "account", "p": "partition", "q": "qos", "t": "time", "N": "nodes
 _BYTES = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
 
 
+#: They tell jobs apart, and ask for nothing.
+_NAMES = tuple(f"#SBATCH --{name}=" for name in ("job-name", "comment", "output", "array"))
+
+
+def directives(script: str) -> str:
+    """The `#SBATCH` lines of a script but its names: what it asks for."""
+    lines = []
+    for line in script.split("\n"):  # and nothing else ends a line for sbatch
+        if line.startswith("#SBATCH "):
+            if not line.startswith(_NAMES):
+                lines.append(line)
+        elif line and not line.startswith("#"):
+            break
+    return "\n".join(lines)
+
+
 def components(script: str) -> list[Options]:
     """The `#SBATCH` options of a script: one mapping for each component of a heterogeneous job."""
     found: list[dict[str, str]] = [{}]

@@ -58,7 +58,7 @@ class Payload:
         try:
             with (
                 gzip.GzipFile("", "wb", 1, content) as compressed,
-                tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+                tarfile.open(fileobj=compressed, mode="w", format=tarfile.GNU_FORMAT) as tar,
             ):
                 self._fill(_Files(tar), have, max_array_size)
         except OSError as error:
@@ -135,8 +135,6 @@ def _add_task(files: _Files, job: JobSpec, secrets: Mapping[str, str]) -> None:
     if (earlier := run_dir / "results").is_symlink():
         depth = remote_run_dir(job.token, job.run_dir).count("/")
         files.link(f"{folder}/results", "../" * (depth + 1) + remote_results_dir(earlier.readlink()))
-    else:
-        files.folder(f"{folder}/results")
     if job.secrets:
         lines = (f"export {name}={shlex.quote(secrets[name])}\n" for name in job.secrets)
         files.add(f"{folder}/secrets", "".join(lines))

@@ -13,7 +13,7 @@ from nemorun.executors.base import Rendered
 from nemorun.executors.slurm.cluster import PATIENCE, Cluster, cluster_of
 from nemorun.executors.slurm.facts import Facts, parse
 from nemorun.executors.slurm.library import library
-from nemorun.executors.slurm.limits import components, problems
+from nemorun.executors.slurm.limits import components, directives, problems
 from nemorun.executors.slurm.paths import JOB_DIR
 from nemorun.executors.slurm.payload import Payload
 from nemorun.executors.slurm.units import SlurmRendered
@@ -75,10 +75,13 @@ def interpreter(executor: SlurmExecutor) -> str:
 def refuse(executor: SlurmExecutor, rendered: SlurmRendered, facts: Facts, name: str) -> None:
     """Raises SubmitError for what would fail, or wait for ever."""
     found = [*place_problems(executor, facts)]
+    judged: dict[str, list[str]] = {}
     for unit in rendered.units:
+        request = directives(unit.script)
+        if request not in judged:  # most tasks of a sweep ask for the same
+            judged[request] = [one for options in components(request) for one in problems(options, facts)]
         whose = f"task '{unit.tasks[0]}'" + (f" and {len(unit.tasks) - 1} more" if unit.tasks[1:] else "")
-        for options in components(unit.script):
-            found += [f"{whose}: {problem}" for problem in problems(options, facts)]
+        found += [f"{whose}: {problem}" for problem in judged[request]]
     if found:
         more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
         raise SubmitError(f"{name}: {'; '.join(found[:5])}{more}; nothing was submitted")

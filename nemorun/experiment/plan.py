@@ -159,13 +159,15 @@ class Plan:
             _write(part / "git.diff", "".join(diff(root) for root in dirty))
         for name, text in self.files.items():
             _write(part / name, text)
+        made = {part}
+        texts: dict[int, str] = {}  # tasks share their executor, unless a plugin has changed it
         for task in self.tasks:
-            parts = Path(task.spec.run_dir).relative_to(self.folder).parts
-            for depth in range(1, len(parts) + 1):  # `parents=True` would leave their modes to the umask
-                folder = part.joinpath(*parts[:depth])
-                folder.mkdir(mode=0o700, exist_ok=True)
+            folder = part / Path(task.spec.run_dir).relative_to(self.folder)
+            _make(folder, made)
+            if (key := id(task.executor)) not in texts:
+                texts[key] = dumps(as_config(task.executor))
             _write(folder / "job.json", spec_text(task.spec))
-            _write(folder / "executor.yaml", dumps(as_config(task.executor)))
+            _write(folder / "executor.yaml", texts[key])
             for name, source in task.scripts.items():
                 _write(folder / name, source)
             if task.yaml:
@@ -239,6 +241,14 @@ def _secrets(group: list[PreparedTask]) -> dict[str, str]:
                     f"the secret '{name}' has two values; tasks that are submitted together share one"
                 )
     return values
+
+
+def _make(folder: Path, made: set[Path]) -> None:
+    """Make a folder and those above it that are not `made` yet; `parents=True` leaves modes to the umask."""
+    if folder not in made:
+        _make(folder.parent, made)
+        folder.mkdir(mode=0o700)
+        made.add(folder)
 
 
 def _write(path: Path, text: str) -> None:

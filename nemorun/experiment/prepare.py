@@ -65,9 +65,12 @@ def prepare(
     prepared = []
     archives: dict[Path, Frozen | None] = {}
     here = find_workspace()
-    own = [_own(task, plugins) for task in tasks]
+    copies: dict[int, Executor] = {}
+    own = [_own(task, plugins, copies) for task in tasks]
     for task in own:
         _check(task)
+    for executor in {id(task.executor): task.executor for task in own}.values():
+        _check_executor(executor)
     targets = {task.name: _files_of(task.work) for task in own}
     homes = {task.name: _workspace_of(targets[task.name], here) for task in own}
     for workspace in {workspace.root: workspace for workspace in homes.values()}.values():
@@ -86,10 +89,20 @@ def prepare(
     return prepared, [frozen for frozen in archives.values() if frozen]
 
 
-def _own(task: Task, plugins: Sequence[Plugin]) -> Task:
-    """A copy that plugins may change; they are applied here."""
-    task = dataclasses.replace(task, work=copy.deepcopy(task.work), executor=copy.deepcopy(task.executor))
-    for plugin in (*plugins, *task.plugins):
+def _own(task: Task, plugins: Sequence[Plugin], copies: dict[int, Executor]) -> Task:
+    """A copy that plugins may change; they are applied here.
+
+    Without plugins, tasks of one executor share its copy in `copies`: a sweep has hundreds of them.
+    """
+    plugins = (*plugins, *task.plugins)
+    if plugins or id(task.executor) not in copies:
+        executor = copy.deepcopy(task.executor)
+        if not plugins:
+            copies[id(task.executor)] = executor
+    else:
+        executor = copies[id(task.executor)]
+    task = dataclasses.replace(task, work=copy.deepcopy(task.work), executor=executor)
+    for plugin in plugins:
         if not callable(getattr(plugin, "setup", None)):
             raise ConfigError(f"{plugin!r} is no plugin: it has no method setup(task, executor)")
         plugin.setup(task.work, task.executor)
@@ -100,15 +113,18 @@ def _check(task: Task) -> None:
     check_name("a task", task.name)
     if isinstance(task.work, Partial):
         validate(task.work)
-    task.executor.validate()
     if isinstance(task.retries, bool) or not isinstance(task.retries, int | None) or (task.retries or 0) < 0:
         raise ConfigError(
             f"task '{task.name}': retries is {task.retries!r}; it must be a whole number from 0"
         )
-    for name in task.executor.env_vars:
+
+
+def _check_executor(executor: Executor) -> None:
+    executor.validate()
+    for name in executor.env_vars:
         if looks_secret(name):
             raise ConfigError(
-                f"executor {task.executor.type}: env_vars holds '{name}', and records hold env_vars: export "
+                f"executor {executor.type}: env_vars holds '{name}', and records hold env_vars: export "
                 f"{name} and pass its name as a secret instead (secrets=['{name}'], or --secret {name})"
             )
 
