@@ -47,6 +47,7 @@ class Reason(str, Enum):
     OUT_OF_MEMORY = "out of memory"
     TIMEOUT = "time limit reached"
     PREEMPTED = "preempted"
+    REQUEUED = "requeued"
     EVICTED = "evicted"
     NODE_FAILURE = "node failure"
     DEPENDENCY_FAILED = "a dependency failed"

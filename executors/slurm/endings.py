@@ -70,7 +70,7 @@ def details(seen: Evidence, word: str, row: Row | None = None) -> str:
     if word == "time-limit":
         limit = [row.limit] if row and row.limit else []
         return "; ".join([*limit, "ask for more with time"])
-    if word in ("preempted", "unknown") and not row:
+    if word in ("preempted", "requeued", "unknown") and not row:
         times = sum(event.kind in ("requeued", "lost") for event in seen.journal)
         return f"{times} times before; it is not started again" if times else ""
     return ""

@@ -25,7 +25,7 @@ nr_note() {
     return 1
 }
 
-nr_interruptions() { nr_count '(lost|requeued [0-9]+ preempted)'; }
+nr_interruptions() { nr_count '(lost|requeued [0-9]+ (preempted|requeued))'; }
 
 nr_count() { grep -cE "^[0-9]+ $1 " "$nr_journal"; }
 
@@ -128,7 +128,8 @@ nr_reason() {
         done
         case $verdict in
             *"TIME LIMIT"*) echo time-limit ;;
-            *PREEMPTION* | *"JOB REQUEUE"*) echo preempted ;;
+            *PREEMPTION*) echo preempted ;;
+            *"JOB REQUEUE"*) echo requeued ;; # by somebody
             *FAILURE*) echo node-failure ;;
             *) echo cancelled ;; # no more said: never bring back what someone may have cancelled
         esac
@@ -147,7 +148,7 @@ nr_reason() {
                 return
             fi
         fi
-        echo preempted
+        echo requeued # it was told to stop, and nobody says why
     elif nr_slurm_log "$nr_attempt" | grep -qiE 'oom.kill|tasks? [0-9, -]+: out of memory' ||
         grep -qsE '"type": "(MemoryError|OutOfMemoryError)"' "$LOGS"/*.failure; then
         echo out-of-memory
@@ -176,7 +177,7 @@ nr_finish() {
     reason=$(nr_reason "$code")
     case $reason in
         succeeded | cancelled) ;;
-        preempted | node-failure)
+        preempted | requeued | node-failure)
             if [ "$reason" = node-failure ]; then
                 nodes=$(nr_failed_nodes "$nr_attempt")
                 nr_note lost "$nr_attempt" "$reason" "${nodes:--}"
@@ -245,7 +246,7 @@ case $nr_past in
         nr_why=unknown
         case $(nr_verdict "$nr_attempt") in
             *PREEMPTION*) nr_why=preempted ;;
-            *"JOB REQUEUE"*) ;;
+            *"JOB REQUEUE"*) nr_why=requeued ;;
             *) nr_nodes=$(nr_failed_nodes "$nr_attempt") ;;
         esac
         [ -z "$nr_nodes" ] || nr_why='node-failure'

@@ -45,10 +45,11 @@ _ENDS = {
     "failed": (JobState.FAILED, Reason.EXIT_CODE),
     "time-limit": (JobState.FAILED, Reason.TIMEOUT),
     "preempted": (JobState.FAILED, Reason.PREEMPTED),
+    "requeued": (JobState.FAILED, Reason.REQUEUED),
     "out-of-memory": (JobState.FAILED, Reason.OUT_OF_MEMORY),
     "node-failure": (JobState.FAILED, Reason.NODE_FAILURE),
     "cancelled": (JobState.CANCELLED, Reason.CANCELLED),
-    "unknown": (JobState.FAILED, Reason.PREEMPTED),
+    "unknown": (JobState.FAILED, Reason.REQUEUED),
 }
 _SLURM_ENDS = {
     "COMPLETED": "succeeded",
@@ -171,6 +172,7 @@ def _before(journal: list[Event]) -> str:
         why, code = last.words[0], last.words[1] if len(last.words) > 1 else ""
         how = {
             "preempted": "was preempted",
+            "requeued": "was requeued",
             "time-limit": "reached its time limit",
             "failed": f"ended with {code}",
             "node-failure": "lost a node",

@@ -171,6 +171,10 @@ def test_a_resumable_task_that_was_cancelled_is_not_resumed(local: Local) -> Non
             "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***",
             "preempted -",
         ),
+        (
+            "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***",
+            "requeued -",
+        ),
     ],
 )
 def test_an_attempt_that_left_no_end_is_lost(local: Local, said: str, lost: str) -> None:
@@ -330,6 +334,8 @@ def jobs(rig: Rig) -> Iterator[Jobs]:
     low = ("--qos=low", "--gres=gpu:4", "--nodelist=node004")
     jobs.start("preempted", SAVES, *low, settings="RESUMABLE=1")
     jobs.start("terminated", WAITS, *low)
+    jobs.start("requeued", SAVES, settings="RESUMABLE=1")
+    jobs.start("requeued-deaf", WAITS)
     jobs.start("cancelled", SAVES, settings="RESUMABLE=1 RETRIES=3")
     jobs.start("cancelled-deaf", IGNORES, settings="RESUMABLE=1 RETRIES=3")
     jobs.start("big", "python3 -c 'b = bytearray(10**9); b[::4096] = b[::4096]'")
@@ -415,6 +421,15 @@ def test_a_preemption_costs_no_retry(jobs: Jobs) -> None:
         "began 2",
         "ended 2 succeeded 0",
     ]
+
+
+def test_a_requeue_by_somebody_is_no_preemption(jobs: Jobs) -> None:
+    """And free, too: neither of them has a retry."""
+    for name, code in (("requeued", 75), ("requeued-deaf", 143)):
+        eventually((jobs.folder / f"tasks/{name}/logs/attempt-1/rank-0.log").exists, 20)
+        jobs.rig("exec", "ctl", "scontrol", "requeue", jobs.ids[name])
+        ends = [f"requeued 1 requeued {code}", "began 2", "ended 2 succeeded 0"]
+        assert jobs.wait(name) == ["began 1", *ends]
 
 
 @pytest.mark.slow

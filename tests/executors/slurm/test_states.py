@@ -39,6 +39,7 @@ def ended(words: str) -> str:
         ("failed 139", JobState.FAILED, Reason.SIGNAL, 139),
         ("time-limit 143", JobState.FAILED, Reason.TIMEOUT, 143),
         ("preempted 75", JobState.FAILED, Reason.PREEMPTED, 75),
+        ("requeued 75", JobState.FAILED, Reason.REQUEUED, 75),
         ("out-of-memory 137", JobState.FAILED, Reason.OUT_OF_MEMORY, 137),
         ("cancelled 143", JobState.CANCELLED, Reason.CANCELLED, None),
     ],
@@ -124,6 +125,8 @@ def test_what_the_journal_says_later_is_newer() -> None:
     ("line", "words"),
     [
         ("1795469950 requeued 1 preempted 75", "attempt 1 was preempted"),
+        ("1795469950 requeued 1 requeued 75", "attempt 1 was requeued"),
+        ("1795469950 lost 1 requeued -", "attempt 1 was requeued"),
         ("1795469950 requeued 1 time-limit 75", "attempt 1 reached its time limit"),
         ("1795469950 requeued 1 failed 3", "attempt 1 ended with 3"),
         ("1795469950 requeued 1 node-failure 1", "attempt 1 lost a node"),
