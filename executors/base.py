@@ -57,6 +57,8 @@ class Check:
     name: str
     ok: bool
     message: str
+    advice: bool = False
+    """It works as it is; the message says what would be missed."""
 
 
 @dataclass

@@ -105,7 +105,7 @@ def _of_place(executor: SlurmExecutor, facts: Facts) -> Iterator[Check]:
         if not of_python:
             torch = "".join(facts.more.get("torch", []))
             advice = "not there: recipes that train need it; set venv to a virtual environment that has it"
-            yield Check("torch", bool(torch), torch or advice)
+            yield Check("torch", True, torch or advice, advice=not torch)
     runtimes = [path.rpartition("/")[2] for path in facts.more.get("containers", [])]
     if executor.container_image:
         runtime = executor.container_runtime

@@ -12,6 +12,7 @@ from nemorun.cli.output import Json, as_json, note, table
 from nemorun.errors import OverrideError
 
 if TYPE_CHECKING:
+    from nemorun.executors.base import Check
     from nemorun.workspace import ExecutorEntry
 
 app = new_app()
@@ -46,6 +47,12 @@ def executors(ctx: typer.Context, json: Json = False) -> None:
     )
 
 
+def _word(line: Check) -> str:
+    if not line.ok:
+        return "FAILED"
+    return "advice" if line.advice else "ok"
+
+
 def _data(name: str, entry: ExecutorEntry, default: bool) -> dict[str, Any]:
     """The JSON of an executor; its keys are documented and stay."""
     fields = dict(entry.fields)
@@ -72,7 +79,7 @@ def check(
 ) -> int:
     """Say whether an executor can be used from here, one line for each thing that must be so.
 
-    Exit code 1 if one of them is not.
+    Exit code 1 if one of them is not; advice is none of those.
     """
     from nemorun.cli.task import make_executor, split_executor
     from nemorun.workspace import find_workspace
@@ -87,6 +94,6 @@ def check(
     else:
         table(
             ("check", "result", ""),
-            [(line.name, "ok" if line.ok else "FAILED", line.message) for line in checks],
+            [(line.name, _word(line), line.message) for line in checks],
         )
     return 0 if good else 1

@@ -78,7 +78,7 @@ def test_executors_check(cli, workspace):
     assert done.code == 0, done.err
     assert "ok" in done.out
     checked = json.loads(cli("executors", "check", "local", "--json").out)
-    assert checked["ok"] is True and set(checked["checks"][0]) == {"name", "ok", "message"}
+    assert checked["ok"] is True and set(checked["checks"][0]) == {"name", "ok", "message", "advice"}
 
 
 def test_executors_check_takes_fields(cli, workspace):
