@@ -1,11 +1,13 @@
 # Opens a terminal in an allocation, which it takes where there is none. POSIX sh, after prelude.sh, on a terminal.
 # In: EXP (the session's folder, under JOB_DIR), RC (what the shell reads, in there), JOB (an allocation, or nothing),
 # OPTIONS (of salloc, quoted for a shell), JOB_NAME, KEEP (yes: the allocation stays), NODE (which of its
-# nodes; the first one without), AGAIN (the command that comes back), SECRETS (a file that goes when the session does).
+# nodes; the first one without), AGAIN (the command that comes back), SECRETS and CLAIM (a file that settle.sh has left;
+# it goes when the session does).
 cd "$JOB_DIR/$EXP" || exit 1
 if [ -n "$SECRETS" ]; then
     trap 'rm -f "$SECRETS"' EXIT
     trap 'exit 129' HUP
+    mv "$SECRETS.$CLAIM" "$SECRETS" || { echo "nemorun: the secrets are gone: start the session again" >&2; exit 1; }
 fi
 export RC NODE
 # shellcheck disable=SC2016

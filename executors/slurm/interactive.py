@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from nemorun.errors import ConfigError, SubmitError
@@ -31,6 +32,8 @@ from nemorun.remote import terminal
 if TYPE_CHECKING:
     from nemorun.executors.slurm.executor import SlurmExecutor
 
+#: Seconds within which a session begins that has been made ready, or its secrets are deleted.
+GRACE = 60
 #: Options of sbatch that are about a script's output and its restarts, which salloc does not have.
 _SBATCH_ONLY = frozenset(
     {"array", "batch", "error", "export", "export-file", "ignore-pbs", "input", "kill-on-invalid-dep"}
@@ -104,12 +107,17 @@ def _sit(
     payload = Payload(here, secrets, library(), {f"{unit.name}.rc": begin})
     facts = probe(cluster, tuple(payload.archives), interpreter(executor))
     refuse(executor, rendered, facts, cluster.name)
+    kept = f"tasks/{unit.name}/secrets" if job.secrets else ""
+    claim = token_hex(8)
     command = cluster.command(
         "settle.sh",
         EXP=payload.folder,
         WANTED=" ".join(payload.archives),
         JOB_NAME=options["job-name"],
         MARK=mark if again else "",
+        SECRETS=kept,
+        CLAIM=claim,
+        GRACE=GRACE,
     )
     done = cluster.run(command, payload.packed(facts.have, 1), retry=True)
     if done.returncode:
@@ -129,7 +137,8 @@ def _sit(
         KEEP="yes" if again else "no",
         JOB=living[0][0] if again and living else "",
         AGAIN=again or "",
-        SECRETS=f"tasks/{unit.name}/secrets",
+        SECRETS=kept,
+        CLAIM=claim,
     )
 
 
@@ -141,6 +150,7 @@ def _enter(cluster: Cluster, experiment: str, rc: str, **variables: str) -> int:
         "NODE": "",
         "AGAIN": "",
         "SECRETS": "",
+        "CLAIM": "",
         **variables,
     }
     return cluster.connection.interact(cluster.command("enter.sh", EXP=experiment, RC=rc, **settings))

@@ -1,7 +1,9 @@
 # Puts what an interactive session needs into its folder. POSIX sh, after prelude.sh.
 # In: EXP (the folder, under JOB_DIR), WANTED (archives: paths under JOB_DIR), JOB_NAME, MARK (the comment that a
 # living allocation must have; if it has another one, nothing is done). On stdin a tar.gz: `place` and `tasks` (what
-# goes to EXP), `archives` (those that are not there yet).
+# goes to EXP), `archives` (those that are not there yet). SECRETS (a file in EXP, or nothing): it gets CLAIM behind
+# its name, by which enter.sh takes it. If that has not come within GRACE seconds, the connection is broken, and the
+# file is deleted.
 # Out: a line `JOBID COMMENT` for each living allocation of that name.
 living=$(squeue --noheader --user="$(id -un)" --name="$JOB_NAME" --format='%A %k') || exit 1
 case "$MARK:$living" in
@@ -32,5 +34,11 @@ for path in $WANTED; do
     esac
 done
 rm -f "$JOB_DIR/$EXP/nemorun"
+if [ -n "$SECRETS" ]; then
+    mv "$in/$SECRETS" "$in/$SECRETS.$CLAIM" || exit 1
+    # in a session of its own, so that it outlives this connection
+    $(command -v setsid) sh -c 'trap "" HUP; sleep "$1"; rm -f "$2"' expire \
+        "$GRACE" "$JOB_DIR/$EXP/$SECRETS.$CLAIM" </dev/null >/dev/null 2>&1 &
+fi
 cp -RPf "$in/place/." "$in/tasks" "$JOB_DIR/$EXP/" || exit 1
 [ -z "$living" ] || echo "$living"

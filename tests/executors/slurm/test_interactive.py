@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from nemorun.executors.slurm import SlurmExecutor
+from nemorun.executors.slurm import SlurmExecutor, interactive
+from nemorun.executors.slurm.cluster import Cluster
 from nemorun.executors.slurm.interactive import _interactive
 from nemorun.executors.slurm.paths import remote_run_dir
 from nemorun.job import JobSpec, Resources
-from nemorun.remote import connect
+from nemorun.remote import connect, terminal
+from nemorun.remote.errors import ConnectionLost
 from nemorun.remote.openssh import OpenSSHConnection
 from tests.executors.slurm.conftest import SlurmBench
 from tests.slurm_rig import Rig, eventually
@@ -76,8 +78,8 @@ class Desk:
         return [line.split()[0] for line in listed.splitlines() if self.job_dir in line]
 
     def clean(self) -> None:
-        for terminal in self._opened:
-            terminal.close()
+        for opened in self._opened:
+            opened.close()
         if jobs := self.queue():
             self.rig.on_login(f"scancel {' '.join(jobs)}")
             eventually(lambda: not self.queue())
@@ -197,6 +199,35 @@ def test_a_lost_connection_leaves_no_allocation(desk: Desk, monkeypatch: pytest.
     assert "the connection was lost" in shell.shown and shell.restored
     eventually(lambda: not desk.queue())
     eventually(lambda: not list((desk.rig.home / desk.job_dir).rglob("secrets")))
+
+
+@pytest.mark.parametrize("kind", ["shell", "debug"])
+def test_a_session_that_never_begins_leaves_no_secret(
+    bench: SlurmBench, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The connection breaks when all is ready for it."""
+    ready: list[dict[str, str]] = []
+
+    def lost(cluster: Cluster, experiment: str, rc: str, **variables: str) -> int:
+        ready.append({**variables, "EXP": experiment, "RC": rc})
+        kept = [path.name for path in bench.home.rglob("secrets*")]
+        raise ConnectionLost(f"with {kept}", may_have_run=True)
+
+    monkeypatch.setattr(interactive, "_enter", lost)
+    monkeypatch.setattr(interactive, "GRACE", 2)
+    monkeypatch.setattr(terminal, "require", lambda: 0)
+    bench.add(command=("true",), secrets=("KEY",))
+    rendered = bench.executor.render(bench.jobs)
+    with pytest.raises(ConnectionLost, match=r"with \['secrets\.\w+'\]"):
+        if kind == "shell":
+            bench.executor.shell(rendered, {"KEY": "x"})
+        else:
+            bench.executor.debug(rendered, {"KEY": "x"}, "nemorun debug")
+    eventually(lambda: not list(bench.home.rglob("secrets*")))
+    late = bench.cluster.command("enter.sh", **{"NODE": "", "AGAIN": "", "KEEP": "no", "JOB": "", **ready[0]})
+    done = bench.cluster.run(late, retry=False)
+    assert (done.returncode, done.stdout) == (1, "") and "the secrets are gone" in done.stderr
+    assert not bench.queued()
 
 
 def test_attaching_to_a_running_task(desk: Desk) -> None:
