@@ -50,6 +50,9 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
     pieces = _pieces(model.to("meta") if given is None else _without_weights(model), layout)
     for piece in pieces:
         piece.dtype = torch.bfloat16 if config.precision == "bf16-mixed" else torch.float32
+        for parameter in piece.parameters():
+            if not parameter.requires_grad:  # what is not trained needs no float32
+                parameter.data = parameter.data.to(piece.dtype)
         _divide_matrices(piece, layout)
         for block in piece.blocks.values():
             block.forward = _recomputed(block.forward, config.recompute)

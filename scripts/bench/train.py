@@ -183,18 +183,22 @@ def train(row: dict[str, Any]) -> None:
         def _save(self, *_: Any, **__: Any) -> None:
             pass
 
+    if row.get("losses"):
+        trainer.log_interval = 1
     with join(trainer) as ranks:
         loop = Timed(
             trainer, OptimConfig(**parts["optim"]), ParallelismConfig(**parts["parallelism"]), CheckpointConfig(),
             LogConfig(dir=row["folder"], tensorboard=False), ranks,
         )  # fmt: skip
-        result = loop.fit(GPTModel(config), Random(row["rows"], length, config.vocab_size, row.get("packed", False)))
+        data = Random(row, length, config.vocab_size, loop.layout)
+        result = loop.fit(GPTModel(config), data)
         torch.cuda.synchronize()
         times = [a.elapsed_time(b) / 1000 for a, b in zip(loop.marks[4:], loop.marks[5:], strict=False)]
         peak = torch.cuda.max_memory_allocated() / 2**30
         losses, first = result["loss"], loop.first_step
         median = statistics.median(times)
-        tokens = row["rows"] * length * loop.layout.data_ranks / row["gpus"]
+        tokens = row["rows"] * row.get("micro_batches", 1) * length * loop.layout.data_ranks / row["gpus"]
+        told = [json.loads(line) for line in (Path(row["folder"]) / "metrics.jsonl").read_text().splitlines()]
         del loop
         torch.cuda.empty_cache()
         floor = tokens / floor_seconds(config, row, length) if row["floor"] and ranks.first else None
@@ -207,30 +211,37 @@ def train(row: dict[str, Any]) -> None:
                 "first_step_s": first,
                 "median_s": median,
                 "loss": losses,
+                "losses": [entry["loss"] for entry in told],
+                "norms": [entry["grad_norm"] for entry in told],
             }
             print(json.dumps(answer), flush=True)
 
 
 class Random:
-    """Random tokens; packed rows hold documents of 64 to 2,048 tokens."""
+    """Random tokens, the same global batch for every layout; packed rows hold documents of 64 to 2,048."""
 
-    def __init__(self, rows: int, length: int, vocabulary: int, packed: bool) -> None:
-        self.shape = (rows, length)
-        self.vocabulary = vocabulary
-        self.packed = packed
+    def __init__(self, row: dict[str, Any], length: int, vocabulary: int, layout: Any) -> None:
+        self.rows, self.length, self.vocabulary = row["rows"], length, vocabulary
+        self.packed = row.get("packed", False)
+        self.micro_batches = row.get("micro_batches", 1)
+        self.layout = layout
         self.step = 0
 
     def next_step(self) -> list[Any]:
+        self.step += 1
+        first = self.layout.data_rank * self.micro_batches
+        return [self._batch(first + i) for i in range(self.micro_batches)]
+
+    def _batch(self, number: int) -> Any:
         import torch
 
         from nemorun.training.batch import Batch
 
-        generator = torch.Generator().manual_seed(self.step)
-        self.step += 1
-        tokens = torch.randint(0, self.vocabulary, (self.shape[0], self.shape[1] + 1), generator=generator)
+        generator = torch.Generator().manual_seed(self.step * 1000 + number)
+        tokens = torch.randint(0, self.vocabulary, (self.rows, self.length + 1), generator=generator)
         positions = None
         if self.packed:
-            positions = torch.empty(self.shape, dtype=torch.int64)
+            positions = torch.empty(self.rows, self.length, dtype=torch.int64)
             for row in positions:
                 start = 0
                 while start < len(row):
@@ -238,7 +249,7 @@ class Random:
                     piece = row[start : start + size]
                     piece.copy_(torch.arange(len(piece)))
                     start += size
-        return [Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), positions)]
+        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), positions)
 
     def validation(self, _: int) -> list[Any]:
         return []
@@ -297,7 +308,8 @@ def floor_seconds(config: Any, row: dict[str, Any], length: int) -> float:
         return seconds(run)
 
     layer = sum(products(*shape, weight_gradient=not frozen) for shape in shapes) + attention()
-    return config.num_layers * layer + products(config.vocab_size, d, weight_gradient=not frozen)
+    total = config.num_layers * layer + products(config.vocab_size, d, weight_gradient=not frozen)
+    return total * row.get("micro_batches", 1)
 
 
 if __name__ == "__main__":
