@@ -118,7 +118,7 @@ def _array(value: Any) -> str | None:
         return None
     if isinstance(value, str) and re.fullmatch(r"%?0*[1-9]\d*", value):
         return None
-    if isinstance(value, str) and re.fullmatch(r"[\d,:%-]+", value):
+    if isinstance(value, str) and re.fullmatch(r"\d+[,:%-][\d,:%-]*", value):
         return (
             "is a list of indices, which nemorun counts itself: add a task for each, as a sweep does, and"
             ' write how many may run at once, such as "%4"'

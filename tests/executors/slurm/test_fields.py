@@ -138,6 +138,7 @@ def test_good_values_pass(fields: dict[str, Any]) -> None:
         ({"launcher": "tochrun"}, "did you mean 'torchrun'"),
         ({"het_groups": [{"node": 1}]}, "did you mean 'nodes'"),
         ({"array": "0-9"}, "add a task for each"),
+        ({"array": "%0"}, "how many may run at once"),
     ],
 )
 def test_what_does_not_go_together_is_refused(fields: dict[str, Any], said: str) -> None:
