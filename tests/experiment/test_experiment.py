@@ -449,6 +449,25 @@ def test_plugins_change_copies_in_order(jobs: ModuleType) -> None:
     assert (task.n, executor.env_vars) == (0, {})
 
 
+def test_a_tasks_plugin_changes_no_other_task_of_its_executor(jobs: ModuleType) -> None:
+    class Mark:
+        def setup(self, task: Any, executor: Any) -> None:
+            executor.env_vars["MARK"] = "mine"
+
+    executor = local()
+    experiment = run.Experiment("marked", executor=executor)
+    for name in ("before", "marked", "after"):
+        experiment.add(Partial(jobs.double, n=1), name=name, plugins=[Mark()] if name == "marked" else [])
+    experiment.run()
+    executor.env_vars["LATER"] = "1"  # what was submitted is what it was then
+    record = experiment.record
+    assert {name: spec.env.get("MARK") for name, spec in record.specs.items()} == {
+        "before": None, "marked": "mine", "after": None,
+    }  # fmt: skip
+    recorded = [record.executor(name).env_vars for name in ("before", "marked", "after")]
+    assert recorded == [{}, {"MARK": "mine"}, {}]
+
+
 def test_imports_in_the_task_come_from_the_frozen_code(folder: Path, nemorun_home: Path) -> None:
     """A script below the root, with neighbours and a `src` folder on PYTHONPATH."""
     subprocess.run(["git", "init", "-q"], check=True)

@@ -15,7 +15,8 @@ from nemorun.executors.slurm import SlurmExecutor
 from nemorun.executors.slurm.checks import _of_place
 from nemorun.executors.slurm.facts import Facts, gpus_of, parse
 from nemorun.executors.slurm.limits import components, problems
-from nemorun.executors.slurm.submission import explain, place_problems
+from nemorun.executors.slurm.submission import explain, place_problems, refuse
+from nemorun.job import JobSpec, Resources
 
 from .conftest import SlurmBench
 
@@ -158,6 +159,19 @@ def test_options_are_read_from_the_script() -> None:
     assert components(script) == [{"nodes": "2", "partition": "gpu", "comment": "a b"}, {"mem": "4G"}]
     (odd,) = components('#SBATCH --comment="a\u2028b\x0bc"\n#SBATCH --nodes=2\n')  # lines for Python alone
     assert odd == {"comment": "a\u2028b\x0bc", "nodes": "2"}
+
+
+def test_each_task_is_judged_by_what_it_asks_for() -> None:
+    executor = SlurmExecutor(array=False)
+    sizes = {"small": 1, "large": 17, "larger": 17, "small-too": 1}
+    jobs = [
+        JobSpec(name, f"x.{name}", f"/r/e-x/tasks/{name}", Resources(nodes=nodes), command=("true",))
+        for name, nodes in sizes.items()
+    ]
+    with pytest.raises(SubmitError) as caught:
+        refuse(executor, executor.render(jobs), parse(SITE), "tall")
+    words = "nodes=17: partition 'gpu' allows at most 16 for one job"
+    assert str(caught.value) == f"tall: task 'large': {words}; task 'larger': {words}; nothing was submitted"
 
 
 @pytest.mark.parametrize(
