@@ -128,9 +128,12 @@ class GPTConfig:
 
     @property
     def gate_block(self) -> int:
-        """Rows of the gate that stand together in a feed-forward layer's first matrix, before as many of the
-        other factor: up to 64, and so that 8 tensor-parallel ranks can divide them."""
-        return math.gcd(64, self.ffn_size // 8) if self.ffn_size >= 8 else 1
+        """Rows of the gate that stand together in `gate_up`, before the rows of up for the same channels.
+
+        Any even division of the rows over up to 8 tensor-parallel ranks then holds whole pairs, and 64 rows
+        are enough for a GPU to read them at full speed.
+        """
+        return math.gcd(64, self.ffn_size // 8) if self.ffn_size % 8 == 0 else 1
 
     @property
     def rotary_dim(self) -> int:
@@ -153,9 +156,7 @@ class GPTConfig:
                 f"num_attention_heads={self.num_attention_heads}; kv_channels can set the width of a head"
             )
         if not 0 < self.rotary_percent <= 1:
-            raise ConfigError(
-                f"rotary_percent={self.rotary_percent} must be greater than 0 and at most 1"
-            )
+            raise ConfigError(f"rotary_percent={self.rotary_percent} must be greater than 0 and at most 1")
         if self.rotary_dim % 2 or not self.rotary_dim:
             raise ConfigError(
                 f"{self.rotary_dim} of a head's {self.head_dim} channels are rotated (rotary_percent="
@@ -194,6 +195,10 @@ class GPTConfig:
             ("vocab_size", self.vocab_size),
         ):
             _divisible(f"model.{name}={value}", value, "tensor_parallel", tensor)
+        if self.gated:  # a gate and its channel of up stay on one rank
+            blocks = self.ffn_size // self.gate_block
+            what = f"model.ffn_hidden_size={self.ffn_size}, in blocks of {self.gate_block}: {blocks}"
+            _divisible(what, blocks, "tensor_parallel", tensor)
         stages = parallelism.pipeline_parallel * parallelism.virtual_pipeline
         _divisible(
             f"model.num_layers={self.num_layers}",
@@ -289,7 +294,7 @@ class DataConfig:
             raise ConfigError(f"val_fraction={self.val_fraction} must be at least 0 and less than 1")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def _at_least(name: str, value: float, least: int) -> None:
     if value < least:
         raise ConfigError(f"{name}={value} must be at least {least}")
 
