@@ -7,7 +7,7 @@ activations enter and leave a tensor-parallel region, and which dimension of a w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -194,6 +194,13 @@ class GPTModel(TrainableModel):
         if self.head is None:
             return x
         return self.head(self.region.enter(self.norm(x)), inputs.labels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPTModel:
+        # What moves the weights (`to`, `to_empty`) makes two of one that is shared.
+        super()._apply(fn, recurse)
+        if self.config.tie_embeddings and self.embedding is not None and self.head is not None:
+            self.head.weight = self.embedding.weight
+        return self
 
     @torch.no_grad()
     def materialize(self, device: torch.device | str = "cpu", seed: int = 0) -> GPTModel:

@@ -14,8 +14,6 @@ from nemorun.llm import GPTConfig, GPTModel
 def blank(config: GPTConfig) -> tuple[GPTModel, dict[str, Tensor]]:
     """The model and its parameters by their names."""
     model = GPTModel(config).materialize().eval()
-    if config.tie_embeddings:
-        model.head.weight = model.embedding.weight
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     for one in parameters.values():
         one.fill_(math.nan)
