@@ -55,7 +55,10 @@ PLURALS = {
     "Secret": "secrets",
     "Service": "services",
     "TrainJob": "trainjobs",
+    "Workload": "workloads",
 }
+#: Of Kueue's kinds; a cluster has one of them at least.
+KUEUE_VERSIONS = ("kueue.x-k8s.io/v1beta1", "kueue.x-k8s.io/v1beta2")
 
 _apis: dict[Hashable, Api] = {}
 _making = threading.Lock()

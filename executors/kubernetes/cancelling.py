@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from nemorun.errors import StoreError
 from nemorun.executors.kubernetes.api import Api, Object, api_of
 from nemorun.executors.kubernetes.names import EXPERIMENT_LABEL, experiment_id, object_name, parent_name
 from nemorun.executors.kubernetes.refusals import ApiError, NotFound
-from nemorun.executors.kubernetes.workloads import KINDS
+from nemorun.executors.kubernetes.workloads import KINDS, kind_of
 from nemorun.job import JobRef
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _all_of_it(refs: Sequence[JobRef]) -> bool:
 def _delete_one(api: Api, executor: KubernetesExecutor, ref: JobRef) -> None:
     """What the other tasks need stays."""
     name = object_name(ref.token)
-    version, kind = KINDS[executor.kind]
+    version, kind = KINDS[kind_of(ref, executor.kind)]
     for path in (api.path(kind, name, version), api.path("Secret", name), api.path("Service", name)):
         api.delete(path)
 
@@ -93,15 +94,15 @@ def _wait_until_taken(api: Api, executor: KubernetesExecutor, refs: Sequence[Job
 
 
 def _living(api: Api, executor: KubernetesExecutor, refs: Sequence[JobRef]) -> list[JobRef]:
-    version, kind = KINDS[executor.kind]
     experiments = ",".join(sorted({experiment_id(ref.token) for ref in refs}))
-    path = api.path(kind, api_version=version)
-    try:
-        listed = api.get(path, labelSelector=f"{EXPERIMENT_LABEL} in ({experiments})")["items"]
-    except NotFound:  # not even its kind
-        return []
-    names = {one["metadata"]["name"] for one in listed if _lives(one)}
-    return [ref for ref in refs if object_name(ref.token) in names]
+    there: set[tuple[str, str]] = set()
+    for one in {kind_of(ref, executor.kind) for ref in refs}:
+        version, kind = KINDS[one]
+        path = api.path(kind, api_version=version)
+        with suppress(NotFound):  # not even its kind
+            listed = api.get(path, labelSelector=f"{EXPERIMENT_LABEL} in ({experiments})")["items"]
+            there.update((one, workload["metadata"]["name"]) for workload in listed if _lives(workload))
+    return [ref for ref in refs if (kind_of(ref, executor.kind), object_name(ref.token)) in there]
 
 
 def _lives(workload: Object) -> bool:

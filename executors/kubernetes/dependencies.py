@@ -1,6 +1,7 @@
 """Tasks that wait for others: Kubernetes knows no such thing, so whoever asks how they stand lets them go.
 
-Such a task is suspended, and an annotation names the workloads that must have succeeded first.
+Such a task is suspended, and an annotation names the workloads that must have succeeded first. Who asks is a
+command of the user's, or a small pod of the submission (`pod_starter`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from dataclasses import replace
 from nemorun.executors.kubernetes.api import Api, Object, path_of
 from nemorun.executors.kubernetes.manifests import release_patch
 from nemorun.executors.kubernetes.names import TASK_LABEL
-from nemorun.executors.kubernetes.workloads import FAILED, SUCCEEDED, finished, waits_for, without_waiting
+from nemorun.executors.kubernetes.workloads import (
+    FAILED,
+    SUCCEEDED,
+    finished,
+    held,
+    waits_for,
+    without_waiting,
+)
 from nemorun.job import JobState, JobStatus, Reason
 
 
@@ -32,11 +40,27 @@ def settle(api: Api, workloads: Mapping[str, Object], name: str, now: JobStatus,
     if missing := [other for other in others if other not in workloads]:
         words = f"it waits for {', '.join(missing)}, which the cluster does not have any more"
         return replace(now, reason=Reason.NEVER, message=words)
+    if held(workload):
+        return now
     if waiting := [other for other in others if not finished(workloads[other], SUCCEEDED)]:
         return replace(now, reason=Reason.DEPENDENCY, message=_tasks(workloads, waiting))
     path = path_of(workload["apiVersion"], workload["kind"], workload["metadata"]["namespace"], name)
     api.patch(path, without_waiting(release_patch(workload)))
     return replace(now, reason=Reason.NONE, message="what it waited for has succeeded")
+
+
+def may_start(workloads: Mapping[str, Object], workload: Object) -> bool:
+    """It waits for others, and all of them have succeeded."""
+    others = waits_for(workload)
+    succeeded = (other in workloads and finished(workloads[other], SUCCEEDED) for other in others)
+    return bool(others) and not held(workload) and all(succeeded)
+
+
+def may_start_later(workloads: Mapping[str, Object], workload: Object) -> bool:
+    """It waits for others, and all of them may yet succeed."""
+    others = waits_for(workload)
+    lost = (other not in workloads or _is_lost(workloads, other) for other in others)
+    return bool(others) and not any(lost)
 
 
 def _is_lost(workloads: Mapping[str, Object], name: str) -> bool:

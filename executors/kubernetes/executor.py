@@ -171,6 +171,16 @@ class KubernetesExecutor(Executor):
 
         cancel(self, refs)
 
+    def suspend(self, refs: Sequence[JobRef]) -> None:
+        from nemorun.executors.kubernetes.suspending import suspend
+
+        suspend(self, refs)
+
+    def resume(self, refs: Sequence[JobRef]) -> None:
+        from nemorun.executors.kubernetes.suspending import resume
+
+        resume(self, refs)
+
     def check(self) -> list[Check]:
         from nemorun.executors.kubernetes.checks import check
 

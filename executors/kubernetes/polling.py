@@ -40,6 +40,7 @@ from nemorun.executors.kubernetes.workloads import (
     KINDS,
     finished,
     is_suspended,
+    kind_of,
     pods_wanted,
     queue_of,
     time_to_live,
@@ -101,7 +102,7 @@ def pods_of(api: Api, refs: Iterable[JobRef], fresh: bool = False) -> dict[str, 
 def _look(api: Api, executor: KubernetesExecutor, refs: Sequence[JobRef]) -> _View:
     by_kind: dict[str, set[str]] = defaultdict(set)
     for ref in refs:
-        by_kind[_kind(executor, ref)].add(object_name(ref.token))
+        by_kind[kind_of(ref, executor.kind)].add(object_name(ref.token))
     workloads: dict[str, Object] = {}
     for kind, wanted in by_kind.items():
         version, name = KINDS[kind]
@@ -120,11 +121,6 @@ def _look(api: Api, executor: KubernetesExecutor, refs: Sequence[JobRef]) -> _Vi
     if any(not ended(pod) for token in over for pod in pods[token]):
         pods = pods_of(api, refs, fresh=True)  # two watches: how it ended may not have come yet
     return _View(workloads, {name: pods[token] for token, name in names.items()})
-
-
-def _kind(executor: KubernetesExecutor, ref: JobRef) -> str:
-    """As its handle says; without one, as it would be submitted."""
-    return ref.handle.partition("/")[0] if ref.handle else executor.kind
 
 
 def _selector(refs: Iterable[JobRef]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nemorun.executors.kubernetes.attempts import Attempt
+from nemorun.executors.kubernetes.names import EXPERIMENT_LABEL
 from nemorun.executors.kubernetes.reasons import (
     Object,
     code_in_words,
@@ -25,6 +26,7 @@ from nemorun.executors.kubernetes.workloads import (
     SUCCEEDED,
     end_of,
     finished,
+    held,
     is_suspended,
     pods_wanted,
     queue_of,
@@ -164,6 +166,8 @@ def in_words(one: Attempt) -> str:
 
 
 def _suspended(seen: Evidence, workload: Object) -> JobStatus:
+    if held(workload):
+        return _now(seen, JobState.PENDING, Reason.SUSPENDED, _how_held(seen, workload))
     if waits_for(workload):
         return _now(seen, JobState.PENDING, Reason.DEPENDENCY)
     if queue := queue_of(workload):
@@ -172,8 +176,19 @@ def _suspended(seen: Evidence, workload: Object) -> JobStatus:
         told = next((event.get("message", "") for event in about), "")
         words = f"in queue '{queue}' of Kueue" + (f": {' '.join(told.split())}" if told else "")
         return _now(seen, JobState.PENDING, Reason.RESOURCES, words)
-    words = f"{seen.handle or workload['metadata']['name']} starts when its `suspend` is set to false"
+    words = f"somebody has suspended it; `nemorun resume {_experiment(workload)}` lets it go on"
     return _now(seen, JobState.PENDING, Reason.SUSPENDED, words)
+
+
+def _how_held(seen: Evidence, workload: Object) -> str:
+    there = [pod for pod in seen.pods if "running" in (container_status(pod).get("state") or {})]
+    if there:
+        return f"{len(there)} of its pods " + ("is still ending" if len(there) == 1 else "are still ending")
+    return f"`nemorun resume {_experiment(workload)}` lets it go on"
+
+
+def _experiment(workload: Object) -> str:
+    return str((workload["metadata"].get("labels") or {}).get(EXPERIMENT_LABEL, "ID"))
 
 
 def _own_events(seen: Evidence) -> list[Object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nemorun.executors.kubernetes.reasons import Object, condition, timestamp
+from nemorun.job import JobRef
 
 #: As a handle begins -> API version and kind.
 KINDS = {
@@ -17,6 +18,13 @@ SUCCEEDED, FAILED = ("Complete", "Completed", "Succeeded"), ("Failed",)
 
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 _AFTER = "nemorun/after"
+#: Annotation of a workload that a user has suspended.
+_HELD = "nemorun/held"
+
+
+def kind_of(ref: JobRef, usual: str) -> str:
+    """Which of KINDS it is, as its handle says; without one, as it would be submitted."""
+    return ref.handle.partition("/")[0] if ref.handle else usual
 
 
 def finished(workload: Object, kinds: Iterable[str] = (*SUCCEEDED, *FAILED)) -> Object:
@@ -74,3 +82,19 @@ def without_waiting(patch: Object) -> Object:
     metadata = patch.get("metadata") or {}
     annotations = {**(metadata.get("annotations") or {}), _AFTER: None}
     return {**patch, "metadata": {**metadata, "annotations": annotations}}
+
+
+def held(workload: Object) -> bool:
+    """Has a user suspended it?"""
+    return _HELD in (workload["metadata"].get("annotations") or {})
+
+
+def with_hold(patch: Object, on: bool) -> Object:
+    """The patch, which also notes that a user has suspended the workload, or does so no more."""
+    return {**patch, "metadata": {"annotations": {_HELD: "true" if on else None}}}
+
+
+def switched(workload: Object, off: bool) -> Object:
+    """The patch that suspends it, or lets it go on."""
+    spec = {"suspend": off}
+    return {"spec": {"runPolicy": spec} if workload["kind"] == "PyTorchJob" else spec}

@@ -20,6 +20,8 @@ COMMANDS = {
     "status": ("nemorun.cli.experiments:status", "Show how an experiment's tasks stand."),
     "logs": ("nemorun.cli.experiments:logs", "Print what an experiment's tasks have written."),
     "cancel": ("nemorun.cli.experiments:cancel", "Cancel an experiment's tasks."),
+    "suspend": ("nemorun.cli.suspend:suspend", "Stop an experiment's tasks until `resume`."),
+    "resume": ("nemorun.cli.suspend:resume", "Let an experiment's suspended tasks go on."),
     "diff": ("nemorun.cli.experiments:diff", "Show what differs between two experiments."),
     "rerun": ("nemorun.cli.rerun:rerun", "Run a recorded experiment again."),
     "shell": ("nemorun.cli.shell:shell", "Open a shell with an executor's resources."),

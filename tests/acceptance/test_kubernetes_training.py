@@ -1,4 +1,4 @@
-"""A real training run in pods: two with two ranks each, one of them killed, and exact after that."""
+"""A real training run in pods: two with two ranks each; suspended, then one of them killed, and exact."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def shared() -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the pods' Python is 3.11, and mounts our torch")
-def test_a_run_whose_pod_was_killed_learns_the_same(
+def test_a_run_that_was_suspended_and_whose_pod_was_killed_learns_the_same(
     tmp_path: Path, shared: Path, k8s_node: K8sRig, k8s_namespace: str
 ) -> None:
     import torch
@@ -97,13 +97,20 @@ def test_a_run_whose_pod_was_killed_learns_the_same(
     eventually(lambda: status(whole)["state"] == "SUCCEEDED", 240)
     cut = train()
     eventually(lambda: list((shared / "runs").glob(f"*-{cut}/tasks/*/results/metrics.jsonl")), 120)
-    eventually(lambda: max(metrics(folder(cut)), default=0) > STEPS // 3, 120)
+    eventually(lambda: max(metrics(folder(cut)), default=0) > STEPS // 6, 120)
+    nemorun("suspend", cut)
+    eventually(lambda: not k8s_node.get("pods", k8s_namespace, "-l", f"nemorun/experiment={cut}"), 60)
+    reached = max(metrics(folder(cut)))
+    assert reached < STEPS
+    assert status(cut)["reason"] == "suspended"
+    nemorun("resume", cut)
+    eventually(lambda: max(metrics(folder(cut))) > reached + 1, 120)
     pods = k8s_node.get("pods", k8s_namespace, "-l", f"nemorun/experiment={cut}")
     killed = pods[-1]["metadata"]["name"]
     k8s_node.kubectl("delete", "pod", killed, "-n", k8s_namespace, "--grace-period=0", "--force")
     eventually(lambda: status(cut)["state"] == "SUCCEEDED", 240)
 
-    assert "goes on from step" in nemorun("logs", cut, "--rank", "0")
+    assert nemorun("logs", cut, "--rank", "0").count("goes on from step") == 2
     assert sorted(metrics(folder(whole))) == list(range(1, STEPS + 1))
     assert metrics(folder(cut)) == metrics(folder(whole))
     assert metrics(folder(cut))[STEPS]["loss"] < metrics(folder(cut))[1]["loss"] - 1

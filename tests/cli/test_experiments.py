@@ -56,7 +56,7 @@ def test_ways_to_name_an_experiment(cli, two):
 
 
 def test_an_unknown_experiment_is_misuse(cli, two):
-    for command in ("status", "logs", "cancel", "show", "rerun", "diff"):
+    for command in ("status", "logs", "cancel", "suspend", "resume", "show", "rerun", "diff"):
         for text in ("-3", "-0", "nosuch", "frist"):
             done = cli(command, text, *["-1"] * (command == "diff"))
             assert done.code == 2, (command, text)
@@ -153,6 +153,20 @@ def test_rerun_refuses_what_does_not_apply(cli, two):
     done = cli("rerun", "first", "nn=5")
     assert done.code == 2 and "nn" in done.err
     assert len(json.loads(cli("list", "--json").out)) == 2
+
+
+def test_suspending_where_an_executor_cannot(process, cli, workspace):
+    (workspace / "slow.py").write_text("import time\ndef slow():\n    time.sleep(600)\n")
+    assert process("run", "slow.py:slow", "--detach").code == 0
+    for verb in (("suspend", "--yes"), ("resume",)):
+        refused = cli(*verb, "-1")
+        assert refused.code == 2
+        assert f"an executor of type 'local' cannot {verb[0]} tasks, and 'slow' of" in refused.err
+    unknown = cli("suspend", "-1", "--task", "slwo")
+    assert unknown.code == 2 and "has no task 'slwo'" in unknown.err and "'slow'" in unknown.err
+    assert cli("cancel", "-1", "--yes").code == 0
+    over = cli("suspend", "-1", "--yes")
+    assert over.code == 2 and "there is nothing to suspend" in over.err and "CANCELLED" in over.err
 
 
 def test_cancel(process, cli, workspace):

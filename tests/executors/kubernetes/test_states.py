@@ -60,7 +60,7 @@ def seen(name: str, **fields: Any) -> Evidence:
         ("pair", JobState.FAILED, Reason.EXIT_CODE, "pod pair-1-sd7l2 on rig-node ended with 7: boom", 7, 1),
         ("resume", JobState.PENDING, Reason.BACKOFF, "attempt 2 was preempted on rig-node", None, 2),
         ("resumed out", JobState.FAILED, Reason.PREEMPTED, "it has saved its state to be resumed", 75, 3),
-        ("suspended", JobState.PENDING, Reason.SUSPENDED, "its `suspend` is set to false", None, 0),
+        ("suspended", JobState.PENDING, Reason.SUSPENDED, "somebody has suspended it; `nemorun", None, 0),
         ("noimage", JobState.PENDING, Reason.IMAGE, "registry.invalid/nemo:1: Head ", None, 0),
         ("noimage, between two tries", JobState.PENDING, Reason.IMAGE, ": no such host", None, 0),
         ("neverpull", JobState.PENDING, Reason.IMAGE, "nemo/none:1 is not on the node", None, 0),
