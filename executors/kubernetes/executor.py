@@ -89,6 +89,8 @@ class KubernetesExecutor(Executor):
 
     service_account: str | None = None
     """Service account of the pods."""
+    starter_account: str | None = None
+    """Service account of a small pod that starts tasks which wait for others, so that nobody has to ask."""
     security_context: dict[str, Any] = field(default_factory=dict)
     """Such as {"runAsUser": 1000, "fsGroup": 1000}; each key goes to the pod or to the container."""
     host_network: bool = False

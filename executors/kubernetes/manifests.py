@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from nemorun.executors.base import Rendered
 from nemorun.executors.kubernetes.environment import is_bare
 from nemorun.executors.kubernetes.names import file_prefix, labels, object_name, parent_labels, parent_name
 from nemorun.executors.kubernetes.pods import placed, template
+from nemorun.executors.kubernetes.starter import starter_of
+from nemorun.executors.kubernetes.workloads import switched
 from nemorun.job import EXIT_RESUME, JobSpec
 
 if TYPE_CHECKING:
@@ -51,21 +53,30 @@ class KubernetesRendered(Rendered):
     parent: Manifest
     """The ConfigMap that owns all else."""
     tasks: tuple[Task, ...]
+    starter: Manifest | None = None
+    """The Job that starts tasks which wait for others, where an account for it is named."""
+
+    @property
+    def owned(self) -> tuple[Manifest, ...]:
+        """All but the parent, in the order in which they are created."""
+        last = () if self.starter is None else (self.starter,)
+        return (*(one for task in self.tasks for one in task.objects), *last)
 
 
 def render(jobs: Sequence[tuple[KubernetesExecutor, JobSpec]]) -> KubernetesRendered:
     """The objects of one submission."""
     tasks = tuple(Task(job.name, tuple(_objects(executor, job))) for executor, job in jobs)
-    parent = _parent(jobs)
-    text = to_yaml([parent, *(one for task in tasks for one in task.objects)])
-    return KubernetesRendered("kubernetes", text, tuple(job for _, job in jobs), parent, tasks)
+    starter = starter_of(jobs)
+    parent = _parent(jobs, bare=starter is None and all(is_bare(*pair) for pair in jobs))
+    made = KubernetesRendered("kubernetes", "", tuple(job for _, job in jobs), parent, tasks, starter)
+    return replace(made, text=to_yaml([parent, *made.owned]))
 
 
-def _parent(jobs: Sequence[tuple[KubernetesExecutor, JobSpec]]) -> Manifest:
+def _parent(jobs: Sequence[tuple[KubernetesExecutor, JobSpec]], bare: bool) -> Manifest:
     executor, job = jobs[0]
     metadata = {"name": parent_name(job), "labels": parent_labels(job)}
     made: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": placed(executor, metadata)}
-    if not all(is_bare(*pair) for pair in jobs):
+    if not bare:
         made["data"] = {"start.sh": Path(__file__).with_name("start.sh").read_text()}
     return made
 
@@ -126,8 +137,7 @@ def release_patch(workload: Manifest) -> Manifest:
     """The patch that lets a task start whose dependencies have succeeded."""
     if queue := workload["metadata"].get("annotations", {}).get(QUEUE):
         return {"metadata": {"labels": {QUEUE_LABEL: queue}}}
-    spec = {"suspend": False}
-    return {"spec": {"runPolicy": spec} if workload["kind"] == "PyTorchJob" else spec}
+    return switched(workload, False)
 
 
 def given(**fields: Any) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def submit(executor: KubernetesExecutor, rendered: Rendered, secrets: Mapping[st
         for needed in code_objects(executor, rendered):
             _create(api, needed, owner)
         _on_all(lambda task: _create_task(api, task, owner, secrets), rendered.tasks)
+        if rendered.starter:
+            _create(api, rendered.starter, owner)
     except SubmitUnclear:
         raise
     except SubmitError as error:

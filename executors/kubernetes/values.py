@@ -203,6 +203,7 @@ FIELDS: dict[str, Check] = {
     "queue": _SHORT_NAME,
     "topology": _topology,
     "service_account": _NAME,
+    "starter_account": _NAME,
     "security_context": lambda value: keys(value, _POD_SECURITY | CONTAINER_SECURITY),
     "host_network": _bool,
     "labels": _own_labels,

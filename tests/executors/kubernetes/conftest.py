@@ -12,7 +12,9 @@ import pytest
 
 from nemorun.executors.kubernetes import KubernetesExecutor
 from nemorun.executors.kubernetes.api import Api, api_of
+from nemorun.executors.kubernetes.manifests import to_yaml
 from nemorun.job import JobRef, JobSpec, JobStatus, Resources
+from tests.executors.kubernetes.crds import CRDS
 from tests.k8s_rig import K8sRig
 from tests.slurm_rig import eventually
 
@@ -98,6 +100,20 @@ def k8s(k8s_rig: K8sRig, k8s_namespace: str, tmp_path: Path) -> Iterator[Callabl
         return K8sBench(k8s_rig, fields.pop("namespace", k8s_namespace), tmp_path, user, **fields)
 
     yield make
+
+
+@pytest.fixture(scope="module")
+def crds(k8s_rig: K8sRig) -> Iterator[None]:
+    """The kinds of Kubeflow, JobSet and Kueue, with the fields that their releases have."""
+    there = k8s_rig.kubectl("get", "crds", "-o", "name")
+    mine = [crd for crd in CRDS if f"/{crd['metadata']['name']}" not in there]
+    if mine:
+        k8s_rig.kubectl("create", "-f", "-", stdin=to_yaml(mine))
+        names = [f"crd/{crd['metadata']['name']}" for crd in mine]
+        k8s_rig.kubectl("wait", "--for=condition=established", *names)
+    yield
+    if mine:
+        k8s_rig.kubectl("delete", *names)
 
 
 __all__ = ["KINDS", "PATIENCE", "K8sBench", "eventually"]

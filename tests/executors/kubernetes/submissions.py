@@ -168,6 +168,19 @@ SUBMISSIONS: dict[str, Pairs] = {
         (executor(), job("Prepare_Data")),
         (executor(), job("train", dependencies=("Prepare_Data",))),
     ],
+    "starter": [
+        (executor(namespace="nemo-training"), job("prepare")),
+        (
+            executor(
+                namespace="nemo-training",
+                num_gpus=8,
+                starter_account="nemorun-starter",
+                volumes=["pvc:training-data:/data"],
+                tolerations=["nvidia.com/gpu:NoSchedule"],
+            ),
+            job("train", gpus=8, dependencies=("prepare",), env={"A": "1"}),
+        ),
+    ],
     "overrides": [
         (
             executor(

@@ -32,7 +32,7 @@ from nemorun.executors.kubernetes.pods import bare_pod
 from nemorun.job import JobSpec, Resources
 from tests.k8s_rig import K8sRig
 
-from .crds import CRDS, KINDS
+from .crds import KINDS
 from .submissions import AWKWARD, PYTHON, SUBMISSIONS, executor, job, rendered
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -85,7 +85,7 @@ def test_every_field_is_in_a_golden_file() -> None:
 def test_the_text_is_what_is_sent() -> None:
     for name in SUBMISSIONS:
         sent = rendered(name)
-        objects = [sent.parent, *(one for task in sent.tasks for one in task.objects)]
+        objects = [sent.parent, *sent.owned]
         assert list(yaml.safe_load_all(sent.text)) == objects
         assert json.loads(json.dumps(objects)) == objects
 
@@ -281,20 +281,6 @@ def namespace(k8s_rig: K8sRig) -> Iterator[str]:
     k8s_rig.kubectl("delete", "namespace", name, "--wait=false")
 
 
-@pytest.fixture(scope="module")
-def crds(k8s_rig: K8sRig) -> Iterator[None]:
-    """The kinds of Kubeflow and JobSet, with the fields that their releases have."""
-    there = k8s_rig.kubectl("get", "crds", "-o", "name")
-    mine = [crd for crd in CRDS if f"/{crd['metadata']['name']}" not in there]
-    if mine:
-        k8s_rig.kubectl("create", "-f", "-", stdin=to_yaml(mine))
-        names = [f"crd/{crd['metadata']['name']}" for crd in mine]
-        k8s_rig.kubectl("wait", "--for=condition=established", *names)
-    yield
-    if mine:
-        k8s_rig.kubectl("delete", *names, "--wait=false")
-
-
 def _known(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _known(one) for key, one in value.items() if key not in _NEWER}
@@ -319,7 +305,7 @@ def test_the_api_server_takes_every_manifest(k8s_rig: K8sRig, namespace: str, cr
     objects = []
     for number, name in enumerate(SUBMISSIONS):
         sent = rendered(name)
-        for made in (sent.parent, *(one for task in sent.tasks for one in task.objects)):
+        for made in (sent.parent, *sent.owned):
             made = _known(made)
             made["metadata"] = {
                 **made["metadata"],
