@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from nemorun.errors import NemorunError
+from nemorun.errors import NemorunError, did_you_mean
 from nemorun.executors.base import Check
 from nemorun.executors.kubernetes import rights, volumes
-from nemorun.executors.kubernetes.api import PLURALS, Api, Object, api_of
+from nemorun.executors.kubernetes.api import KUEUE_VERSIONS, PLURALS, Api, Object, api_of
 from nemorun.executors.kubernetes.quantities import amount
+from nemorun.executors.kubernetes.reasons import condition
 from nemorun.executors.kubernetes.refusals import ApiError, Forbidden, NotFound
 from nemorun.executors.kubernetes.workloads import KINDS
 
 if TYPE_CHECKING:
     from nemorun.executors.kubernetes.executor import KubernetesExecutor
 
-_KUEUE = ("v1beta1", "v1beta2")
 _INSTALL = {
     "pytorchjob": "Kubeflow's training operator",
     "jobset": "JobSet",
@@ -43,7 +43,7 @@ def check(executor: KubernetesExecutor) -> list[Check]:
     if not all(one.ok for one in done):
         return done
     for name, look in (
-        ("rights", lambda: _rights(api, executor.kind)),
+        ("rights", lambda: _rights(api, executor)),
         (KINDS[executor.kind][1], lambda: _kind(api, executor.kind)),
         ("queue", lambda: _queue(api, executor.queue)),
         ("volumes", lambda: _claims(api, executor)),
@@ -76,10 +76,11 @@ def _namespace(api: Api) -> Iterator[Check]:
     yield Check("namespace", True, api.namespace)
 
 
-def _rights(api: Api, kind: str) -> Iterator[Check]:
-    lacking = rights.missing(api, kind)
+def _rights(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
+    lacking = rights.missing(api, executor.kind, executor.queue)
     if not lacking:
-        yield Check("rights", True, f"all {len(rights.needed(kind))} that are needed")
+        count = len(rights.needed(executor.kind, executor.queue))
+        yield Check("rights", True, f"all {count} that are needed")
     for words in rights.in_words(lacking):
         yield Check(
             "rights",
@@ -106,23 +107,47 @@ def _kind(api: Api, kind: str) -> Iterator[Check]:
         )
 
 
-def _queue(api: Api, queue: str | None) -> Iterator[Check]:
-    if queue is None:
-        return
-    for version in _KUEUE:
-        path = api.path("LocalQueue", api_version=f"kueue.x-k8s.io/{version}")
+def local_queues(api: Api) -> dict[str, Object] | None:
+    """Kueue's queues of the namespace by their names; None where the cluster has no Kueue."""
+    for version in KUEUE_VERSIONS:
         try:
-            queues = [one["metadata"]["name"] for one in api.get(path)["items"]]
+            listed = api.get(api.path("LocalQueue", api_version=version))["items"]
         except NotFound:
             continue
-        there = queue in queues
-        listed = f"; there are {', '.join(queues)}" if queues else "; it has none"
-        words = queue if there else f"namespace '{api.namespace}' has no queue '{queue}'{listed}"
-        yield Check("queue", there, words)
+        return {one["metadata"]["name"]: one for one in listed}
+    return None
+
+
+def no_queue(api: Api, queue: str, queues: dict[str, Object] | None) -> str:
+    """Words for a queue that is not there; none where it is."""
+    if queues is None:
+        return f"the cluster has no Kueue, so nothing would start '{queue}'; leave 'queue' out"
+    if queue in queues:
+        return ""
+    has = f"it has {', '.join(queues)}{did_you_mean(queue, queues)}" if queues else "it has none"
+    return f"namespace '{api.namespace}' has no queue '{queue}'; {has}"
+
+
+def _queue(api: Api, queue: str | None) -> Iterator[Check]:
+    """Is it there, and does Kueue take tasks from it?"""
+    if queue is None:
         return
-    yield Check(
-        "queue", False, f"the cluster has no Kueue, so nothing would start '{queue}'; leave 'queue' out"
-    )
+    queues = local_queues(api)
+    if missing := no_queue(api, queue, queues):
+        yield Check("queue", False, missing)
+    elif stopped := _stopped((queues or {})[queue]):
+        yield Check("queue", False, f"queue '{queue}' starts nothing at present: {stopped}")
+    else:
+        yield Check("queue", True, queue)
+
+
+def _stopped(queue: Object) -> str:
+    """Why it does not start anything, if so."""
+    policy = queue.get("spec", {}).get("stopPolicy") or "None"
+    if policy != "None":
+        return f"an administrator has stopped it (stopPolicy {policy})"
+    active = condition(queue, "Active", "False")
+    return str(active.get("message") or "it is not active") if active else ""
 
 
 def _claims(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:

@@ -79,10 +79,10 @@ def container_status(pod: Object) -> Object:
     return next(found, {})
 
 
-def condition(thing: Object, kind: str) -> Object:
-    """The condition of that type where it is true, else empty."""
+def condition(thing: Object, kind: str, status: str = "True") -> Object:
+    """The condition of that type where it is true, or has another status; else empty."""
     conditions = thing.get("status", {}).get("conditions") or ()
-    return next((one for one in conditions if one["type"] == kind and one["status"] == "True"), {})
+    return next((one for one in conditions if one["type"] == kind and one["status"] == status), {})
 
 
 def node_of(pod: Object) -> str:

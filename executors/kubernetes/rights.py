@@ -28,22 +28,32 @@ _OWN = {
 _WORKLOAD = ("create", "delete", "get", "list", "patch", "watch")
 
 
-def needed(kind: str) -> list[Right]:
-    """What a user needs for an executor of this kind."""
+def needed(kind: str, queue: str | None = None) -> list[Right]:
+    """What a user needs for an executor of this kind, and with a queue of Kueue."""
     group = KINDS[kind][0].partition("/")[0]
     own = [Right(verb, resource) for resource, verbs in _OWN.items() for verb in verbs]
+    own += [Right(verb, "workloads", "kueue.x-k8s.io") for verb in ("list", "patch") if queue]
     return own + [Right(verb, PLURALS[KINDS[kind][1]], group) for verb in _WORKLOAD]
 
 
-def missing(api: Api, kind: str) -> list[Right]:
+def missing(api: Api, kind: str, queue: str | None) -> list[Right]:
     """Those that the user lacks: one question for all; what the answer leaves open is asked one by one."""
-    review = {"namespace": api.namespace}
-    answer = _review(api, "SelfSubjectRulesReview", review)["status"]
+    open_, sure = _not_granted(api, needed(kind, queue))
+    return open_ if sure else [right for right in open_ if not _may(api, right)]
+
+
+def surely_missing(api: Api, wanted: list[Right]) -> list[Right]:
+    """Those that the user lacks, by one question; what the answer leaves open is not among them."""
+    open_, sure = _not_granted(api, wanted)
+    return open_ if sure else []
+
+
+def _not_granted(api: Api, wanted: list[Right]) -> tuple[list[Right], bool]:
+    """Those that the user's roles do not have, and whether that is all that counts."""
+    answer = _review(api, "SelfSubjectRulesReview", {"namespace": api.namespace})["status"]
     rules = answer.get("resourceRules") or []
-    open_ = [right for right in needed(kind) if not any(_grants(rule, right) for rule in rules)]
-    if not answer.get("incomplete"):
-        return open_
-    return [right for right in open_ if not _may(api, right)]
+    open_ = [right for right in wanted if not any(_grants(rule, right) for rule in rules)]
+    return open_, not answer.get("incomplete")
 
 
 def in_words(rights: list[Right]) -> Iterator[str]:

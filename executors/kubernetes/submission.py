@@ -14,6 +14,7 @@ from nemorun.executors.kubernetes.api import Api, Object, api_of
 from nemorun.executors.kubernetes.code import code_objects, whole_parent
 from nemorun.executors.kubernetes.manifests import KubernetesRendered, Task
 from nemorun.executors.kubernetes.names import EXPERIMENT_LABEL
+from nemorun.executors.kubernetes.preflight import look_ahead
 from nemorun.executors.kubernetes.refusals import AlreadyExists, ApiError
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ def submit(executor: KubernetesExecutor, rendered: Rendered, secrets: Mapping[st
         _on_all(lambda task: _try_out(api, task.workload), rendered.tasks)
     except ApiError as error:
         raise SubmitError(f"{error}; nothing was submitted") from error
+    code = list(code_objects(executor, rendered))
+    look_ahead(api, len(rendered.tasks), [parent, *code, *rendered.owned])
     maker = uuid.uuid4().hex
     owner = _create_parent(api, parent, maker)
     try:
-        for needed in code_objects(executor, rendered):
+        for needed in code:
             _create(api, needed, owner)
         _on_all(lambda task: _create_task(api, task, owner, secrets), rendered.tasks)
         if rendered.starter:

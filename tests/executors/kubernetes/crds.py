@@ -1,4 +1,4 @@
-"""The kinds of Kubeflow and JobSet as CRDs, with the fields of their releases that a launcher may set.
+"""The kinds of Kubeflow, JobSet and Kueue as CRDs, with the fields of their releases that a launcher may set.
 
 Templates of pods are left open: what they hold is checked by itself.
 """
@@ -137,9 +137,22 @@ _TRAINJOB = _of(
     ),
 )
 
+_LOCALQUEUE = _of(clusterQueue=_TEXT, stopPolicy=_one_of("None", "Hold", "HoldAndDrain"), fairSharing=_OPEN)
+_WORKLOAD = _of(
+    active=_SWITCH,
+    queueName=_TEXT,
+    podSets=_list(_of(name=_TEXT, count=_NUMBER, minCount=_NUMBER, template=_OPEN, topologyRequest=_OPEN)),
+    priority=_NUMBER,
+    priorityClassName=_TEXT,
+    priorityClassSource=_TEXT,
+    maximumExecutionTimeSeconds=_NUMBER,
+)
+
 CRDS = [
     _crd("PyTorchJob", "kubeflow.org", "v1", _PYTORCHJOB),
     _crd("JobSet", "jobset.x-k8s.io", "v1alpha2", _JOBSET),
     _crd("TrainJob", "trainer.kubeflow.org", "v1alpha1", _TRAINJOB),
+    _crd("LocalQueue", "kueue.x-k8s.io", "v1beta1", _LOCALQUEUE),
+    _crd("Workload", "kueue.x-k8s.io", "v1beta1", _WORKLOAD),
 ]
 KINDS = {crd["spec"]["names"]["kind"] for crd in CRDS}

@@ -62,7 +62,7 @@ def test_the_role_grants_what_is_used_and_no_more() -> None:
         Right("list", "resourcequotas"),
         Right("list", "localqueues", "kueue.x-k8s.io"),
     }
-    assert granted == for_checks.union(*map(needed, KINDS))
+    assert granted == for_checks.union(*(needed(kind, "research") for kind in KINDS))
 
 
 def test_a_user_with_exactly_the_role_can_run_everything(
@@ -102,11 +102,27 @@ def test_a_missing_right_is_named(k8s: Make, grant: Callable[..., None], lacking
     eventually(lambda: not bench.objects())
 
 
-@pytest.mark.parametrize("lacking", [Right("delete", "configmaps"), Right("list", "jobs", "batch")])
-def test_what_is_needed_later_is_checked(k8s: Make, grant: Callable[..., None], lacking: Right) -> None:
+@pytest.mark.parametrize(
+    "lacking", [Right("delete", "configmaps"), Right("list", "jobs", "batch"), Right("get", "pods/log")]
+)
+def test_what_is_needed_later_is_asked_for_before(
+    k8s: Make, grant: Callable[..., None], lacking: Right
+) -> None:
     grant(lacking)
     bench = k8s("alice")
     assert f"may not {lacking.verb} on {lacking.resource}" in failed(bench)["rights"]
+    bench.add(resources=Resources(nodes=2))
+    with pytest.raises(SubmitError, match=f"lacks the verb '{lacking.verb}' on '{lacking.resource}'") as no:
+        bench.submit()
+    assert "nothing was submitted" in str(no.value) and not bench.objects()
+
+
+def test_what_is_not_needed_now_is_no_hindrance(k8s: Make, grant: Callable[..., None]) -> None:
+    grant(Right("create", "pods/exec"))
+    bench = k8s("alice")
+    assert "create on pods/exec" in failed(bench)["rights"]
+    bench.add()
+    assert bench.submit()
 
 
 def test_without_any_right(k8s: Make) -> None:
@@ -136,6 +152,14 @@ def test_what_is_not_there(k8s: Make) -> None:
     assert failed(k8s(namespace="kr-nowhere")) == {
         "namespace": "there is no namespace 'kr-nowhere': ask for it, or set 'namespace' to one you have"
     }
+
+
+def test_a_queue_without_kueue_is_refused(k8s: Make) -> None:
+    bench = k8s(queue="research")
+    bench.add()
+    with pytest.raises(SubmitError, match="the cluster has no Kueue"):
+        bench.submit()
+    assert not bench.objects()
 
 
 def test_a_quota(k8s: Make, k8s_rig: K8sRig) -> None:
