@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from nemorun.errors import ConfigError, did_you_mean
 
@@ -52,7 +53,18 @@ def load_configuration(files: str, context: str | None, named: bool) -> Any:
         raise ConfigError(f"kubeconfig: {files} cannot be used: {' '.join(str(error).split())}") from None
     except (TypeError, AttributeError, LookupError):  # what the client says of a file of another shape
         raise ConfigError(f"kubeconfig: {files} cannot be used: it is no kubeconfig") from None
+    _log_in_at_proxy(configuration)
     return configuration
+
+
+def _log_in_at_proxy(configuration: Any) -> None:
+    """The client takes a proxy's name and password from headers only, and not from its address."""
+    from urllib3.util import make_headers, parse_url
+
+    if not configuration.proxy or configuration.proxy_headers:
+        return
+    if who := parse_url(configuration.proxy).auth:
+        configuration.proxy_headers = make_headers(proxy_basic_auth=unquote(who))
 
 
 @contextmanager
