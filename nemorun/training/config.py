@@ -193,12 +193,17 @@ class CheckpointConfig:
     """Steps between two checkpoints. 0: only at the end, and when the run is told to stop."""
     keep_last: int = 3
     """Checkpoints kept; older ones are deleted."""
+    keep_every: int = 0
+    """Those of every so many steps are kept for good, as milestones. 0: none."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in the host's memory. False: training waits."""
     dir: str | Path | None = None
     """Where checkpoints are kept, and where a run looks for its own. None: `checkpoints` in the results."""
 
     def validate(self) -> None:
         _at_least("interval", self.interval, 0)
         _at_least("keep_last", self.keep_last, 1)
+        _at_least("keep_every", self.keep_every, 0)
 
 
 @dataclass

@@ -98,28 +98,29 @@ def main() -> None:
     settings = arguments["settings"]
 
     from nemorun.llm import DataConfig, GPTConfig, pretrain
-    from nemorun.training import CheckpointConfig, OptimConfig, TrainerConfig, checkpoint
+    from nemorun.training import CheckpointConfig, OptimConfig, TrainerConfig
+    from nemorun.training.checkpoint import checkpointer, folder
 
     fault = arguments["fault"]
-    publish, save = checkpoint._publish, checkpoint.Checkpointer.save
+    publish, write = folder.publish, checkpointer.Checkpointer._write
 
-    def hang(partial: Path, final: Path, state: dict[str, Any]) -> None:
+    def hang(partial: Path, final: Path, state: dict[str, Any], files: dict[str, list[int]]) -> None:
         if state["step"] == fault.get("hang_at"):
             threading.Event().wait()
-        publish(partial, final, state)
+        publish(partial, final, state, files)
 
-    def without_room(self: checkpoint.Checkpointer, step: int, state: dict[str, Any]) -> Path:
+    def without_room(self: checkpointer.Checkpointer, step: int, *rest: Any) -> None:
         full = step == fault.get("full_at") and self.ranks.rank == fault.get("rank", 0)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         if full:  # What a write meets is a real error of the system, as on a full disk.
             resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
         try:
-            return save(self, step, state)
+            write(self, step, *rest)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    checkpoint._publish = hang
-    checkpoint.Checkpointer.save = without_room
+    folder.publish = hang
+    checkpointer.Checkpointer._write = without_room
     pretrain(
         GPTConfig(**MODEL | settings.get("model", {})),
         TrainerConfig(**{"max_steps": 6, "log_interval": 1, "accelerator": "cpu"} | settings["trainer"]),

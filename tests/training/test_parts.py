@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import resource
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from nemorun.config import Partial, dumps, loads
 from nemorun.errors import ConfigError
@@ -27,7 +25,7 @@ from nemorun.training import (
     TrainerConfig,
     TrainingError,
 )
-from nemorun.training.checkpoint import SafeReader, _IndexUnpickler, complete, damage
+from nemorun.training.checkpoint import complete, damage
 from nemorun.training.loss import IGNORE, cross_entropy_sum
 from nemorun.training.metrics import Metrics
 from nemorun.training.optim import build_optimizer, learning_rate
@@ -116,37 +114,6 @@ def test_a_seed_that_was_set_for_the_run_counts_where_the_recipe_names_none(
 def test_ranks_that_were_not_started_are_missed() -> None:
     with pytest.raises(TrainingError, match=r"trainer.devices=2 are 2 ranks, but WORLD_SIZE is 1"):
         pretrain(GPTConfig(), TrainerConfig(devices=2))
-
-
-class ByName:
-    """Something that is pickled as the attribute of another, as Python 3.11.2 does with an enum's members."""
-
-    def __init__(self, owner: Any, name: str) -> None:
-        self.owner, self.name = owner, name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.owner, self.name)
-
-
-def test_an_index_of_an_early_python_3_11_is_read(tmp_path: Path) -> None:
-    member = _MEM_FORMAT_ENCODING.TORCH_PRESERVE_FORMAT
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(ByName(_MEM_FORMAT_ENCODING, member.name)))
-    with (tmp_path / ".metadata").open("rb") as file:
-        assert _IndexUnpickler(file).load() is member
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(ByName(torch.Size, "__init__")))
-    with pytest.raises(ValueError, match=r"Size.*__init__, which no index needs"):
-        SafeReader(tmp_path).read_metadata()
-
-
-def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    class Attack:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.mkdir, (str(tmp_path / "attacked"),)
-
-    (tmp_path / ".metadata").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(ValueError, match=r"mkdir, which no index needs"):
-        SafeReader(tmp_path).read_metadata()
-    assert not (tmp_path / "attacked").exists()
 
 
 def test_metrics_go_to_tensorboard_unless_that_is_switched_off(
@@ -269,7 +236,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
     whole = run(6, folder="whole", interval=2)
     run(6, interval=2)
     folder = tmp_path / "results" / "checkpoints"
-    os.truncate(folder / "step-00000006" / "__0_0.distcp", 1000)
+    os.truncate(folder / "step-00000006" / "rank-00000.0.safetensors", 1000)
     (folder / "step-00000004" / "state.json").write_text("{")
     capsys.readouterr()
     again = run(6, interval=2)
@@ -279,7 +246,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_taken(
     assert (again["loss"], again["val_loss"]) == (whole["loss"], whole["val_loss"])
     assert [damage(path) for path in complete(folder)] == [None] * 3
     for path in complete(folder):
-        (path / ".metadata").unlink()
+        (path / "index.json").unlink()
     with pytest.raises(TrainingError, match=r"every checkpoint in .* is damaged"):
         run(6)
 

@@ -49,7 +49,7 @@ def test_a_run_killed_in_the_middle_of_a_save_goes_on_exactly(tmp_path: Path, da
 
     ranks = start(cut, 2, fault={"hang_at": 6}, **settings)
     half = cut / "checkpoints" / "step-00000006.tmp"
-    wait_for((half / ".metadata").exists, ranks)
+    wait_for((half / "index.json").exists, ranks)
     kill(ranks)
     assert checkpoints(cut) == ["step-00000003", "step-00000006.tmp"]
     with (cut / "metrics.jsonl").open("a") as file:
