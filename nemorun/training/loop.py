@@ -90,9 +90,7 @@ class Loop:
         self.passes: Passes = Pipeline(self.pieces, layout) if layout.stages > 1 else OnePiece(self.pieces[0])
         self.optimizer = build_optimizer(self.pieces, self.optim)
         folder = Path(self.checkpoint.dir or results_folder(self.log) / "checkpoints").absolute()
-        self.checkpointer = Checkpointer(
-            folder, self.checkpoint.keep_last, self.pieces[0], self.optimizer, self.ranks
-        )
+        self.checkpointer = Checkpointer(folder, self.checkpoint, self.pieces, self.optimizer, self.ranks)
         if state := self.checkpointer.restore():
             self.step, self.tokens = state["step"], state["tokens"]
             batches.restore(state["data"])
@@ -102,6 +100,7 @@ class Loop:
             with self._stop_signals():
                 return self._loop(batches)
         finally:
+            self.checkpointer.close()
             if self.metrics:
                 self.metrics.close()
 
@@ -114,6 +113,8 @@ class Loop:
         values: dict[str, float] = {}
         while True:
             result = self._train_step(batches)
+            if 0 < self.checkpoint.interval < end:
+                self.checkpointer.prepare()  # the optimizer has its moments now
             done = self.step == end
             stop = result.told_to_stop and not done
             saves = done or stop or _due(self.step, self.checkpoint.interval)
@@ -216,12 +217,7 @@ class Loop:
         return {"loss": loss, "lr": result.lr, "grad_norm": norm}
 
     def _save(self, batches: Batches, needed: bool) -> None:
-        try:
-            self.checkpointer.save(self.step, {"tokens": self.tokens, "data": batches.state()})
-        except TrainingError as error:
-            if needed:
-                raise
-            self._say(f"warning: {error}. Training goes on; the last good checkpoint is still there")
+        self.checkpointer.save(self.step, {"tokens": self.tokens, "data": batches.state()}, needed=needed)
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
