@@ -29,7 +29,7 @@ STANDS_ON: dict[str, set[str]] = {
     "training": {"errors", "job"},
     "llm": {"errors", "job", "training"},
     "recipes": {"errors", "config", "training", "llm"},
-    "cli": {"errors", "job", "workspace", "config", "packaging", "executors", "experiment"},
+    "cli": {"errors", "job", "workspace", "config", "packaging", "executors", "experiment", "llm"},
     "__main__": {"cli"},
 }
 #: Room -> what it may import besides, by exact name: discovery looks through the folder of recipes, and a

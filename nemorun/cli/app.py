@@ -28,6 +28,7 @@ COMMANDS = {
     "debug": ("nemorun.cli.debug:debug", "Open a shell where a recipe can be run again and again."),
     "attach": ("nemorun.cli.attach:attach", "Open a shell beside a running task."),
     "executors": ("nemorun.cli.executors:app", "List the configured executors, or check one."),
+    "data": ("nemorun.cli.data:app", "Make text into tokens, and look at them."),
     "init": ("nemorun.cli.workspace:init", "Write a commented start of a workspace."),
 }
 

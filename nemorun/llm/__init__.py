@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 from nemorun.lazy import lazily
 
 if TYPE_CHECKING:
-    from nemorun.llm.config import DataConfig, GPTConfig
-    from nemorun.llm.data import TextData
+    from nemorun.llm.config import GPTConfig
+    from nemorun.llm.data.config import DataConfig, FinetuneDataConfig
+    from nemorun.llm.data.finetune import FinetuneData
+    from nemorun.llm.data.pretrain import PretrainData
     from nemorun.llm.generation import generate
     from nemorun.llm.model import GPTModel
     from nemorun.llm.pretraining import pretrain
 
 __all__ = [
     "DataConfig",
+    "FinetuneData",
+    "FinetuneDataConfig",
     "GPTConfig",
     "GPTModel",
-    "TextData",
+    "PretrainData",
     "generate",
     "pretrain",
 ]
@@ -25,8 +29,8 @@ __all__ = [
 __getattr__, __dir__ = lazily(
     __name__,
     {
-        ".config": ("DataConfig", "GPTConfig"),
-        ".data": ("TextData",),
+        ".config": ("GPTConfig",),
+        ".data": ("DataConfig", "FinetuneData", "FinetuneDataConfig", "PretrainData"),
         ".generation": ("generate",),
         ".model": ("GPTModel",),
         ".pretraining": ("pretrain",),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 
 from nemorun.errors import ConfigError
-from nemorun.training.config import ParallelismConfig, default_seed
+from nemorun.llm.data.config import DataConfig, FinetuneDataConfig
+from nemorun.training.config import ParallelismConfig
+
+__all__ = ["DataConfig", "FinetuneDataConfig", "GPTConfig", "LoraConfig", "LoraTarget", "RopeScaling"]
 
 
 @dataclass
@@ -256,42 +258,6 @@ class GPTConfig:
         router = self.num_experts * self.hidden_size
         head = self.vocab_size * self.hidden_size
         return self.num_layers * (query_and_output + key_and_value + feed_forward + router) + head
-
-
-@dataclass
-class DataConfig:
-    """Text to train on, read as bytes: 256 byte tokens and one token that ends a document."""
-
-    path: str | Path | None = None
-    """A text file, a `.jsonl` file (one document a line, under `text_key`), or a folder with such files.
-    None: the sources of the running interpreter's standard library."""
-    global_batch_size: int = 8
-    """Sequences in one optimizer step, over all ranks."""
-    micro_batch_size: int = 1
-    """Sequences in one forward pass of one rank; the rest is gradient accumulation."""
-    seq_length: int | None = None
-    """Tokens in a sequence. None: the model's seq_length."""
-    val_fraction: float = 0.01
-    """Share of the documents kept for validation, at least one; of a single one, this share of its end."""
-    seed: int = field(default_factory=default_seed)
-    """Seed of the order of the training sequences. Default: what `run.set_seed` got, else 0."""
-    text_key: str = "text"
-    """The field that holds the text in `.jsonl` files."""
-    cache_dir: str | Path | None = None
-    """Where token caches are kept. None: $NEMORUN_CACHE_DIR, else the user's cache folder."""
-
-    def validate(self) -> None:
-        _at_least("global_batch_size", self.global_batch_size, 1)
-        _at_least("micro_batch_size", self.micro_batch_size, 1)
-        if self.seq_length is not None:
-            _at_least("seq_length", self.seq_length, 1)
-        if self.global_batch_size % self.micro_batch_size:
-            raise ConfigError(
-                f"global_batch_size={self.global_batch_size} is not divisible by "
-                f"micro_batch_size={self.micro_batch_size}"
-            )
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(f"val_fraction={self.val_fraction} must be at least 0 and less than 1")
 
 
 def _at_least(name: str, value: float, least: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from nemorun.llm.config import DataConfig, GPTConfig
-from nemorun.llm.data import TextData
+from nemorun.llm.data import Prefetched, PretrainData
 from nemorun.llm.generation import generate
 from nemorun.llm.model import GPTModel
 from nemorun.training.config import (
@@ -44,7 +44,9 @@ def train(
         f"ranks    {ranks.world_size} x {ranks.device.type}, {training.layout.describe()}, {trainer.strategy}, "
         f"{training.config.precision}"
     )
-    batches = TextData(data, seq_length, ranks)
+    batches = Prefetched(
+        PretrainData(data, seq_length, ranks, vocab_size=model.vocab_size), data.prefetch
+    )
     where = f"results  {results_folder(log)}"
     if writes_tensorboard(log):
         where += f"\ncurves   tensorboard --logdir {shlex.quote(str(results_folder(log)))}"

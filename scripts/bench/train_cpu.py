@@ -23,7 +23,7 @@ WORLD = 2
 def main(steps: int) -> None:
     import torch
 
-    from nemorun.llm import GPTModel, TextData
+    from nemorun.llm import GPTModel, PretrainData
     from nemorun.recipes import tiny_llama_pretrain
     from nemorun.training.distributed import join
     from nemorun.training.loss import cross_entropy_sum
@@ -60,11 +60,12 @@ def main(steps: int) -> None:
 
         model = parallelize(model, trainer, ranks)
         optimizer = build_optimizer(model, optim)
-        batches = TextData(data, shape.seq_length, ranks)
+        batches = PretrainData(data, shape.seq_length, ranks)
 
         def step() -> None:
             at = time.process_time()
-            [(tokens, labels)] = batches.next_step()
+            [batch] = batches.next_step()
+            tokens, labels = batch.tokens, batch.labels
             at = timed("data", at)
             loss = cross_entropy_sum(model(tokens), labels)
             at = timed("forward", at)
