@@ -62,6 +62,7 @@ def tokenize(
     """
     with _training_wing():
         from nemorun.llm.data.encoders import DocumentEncoder
+        from nemorun.llm.data.tokenization import count_bad
         from nemorun.llm.data.tokenization import tokenize as run
         from nemorun.llm.data.tokenizer import load_tokenizer
 
@@ -75,7 +76,7 @@ def tokenize(
     for line in found.bad[:20]:
         note(f"left out: {line}")
     if found.bad_count:
-        note(f"{found.bad_count:,} bad lines were left out")
+        note(f"{count_bad(found.bad_count)} left out in all")
     made = "was made before" if found.was_there else f"{found.documents:,} documents, {found.tokens:,} tokens"
     note(f"{found.folder}: {made}")
     return 0

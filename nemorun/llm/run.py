@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 
 from nemorun.llm.config import DataConfig, GPTConfig
@@ -16,9 +17,9 @@ from nemorun.training.config import (
     TrainerConfig,
 )
 from nemorun.training.distributed import Ranks
+from nemorun.training.loop import Loop
 from nemorun.training.metrics import results_folder, writes_tensorboard
 from nemorun.training.progress import say
-from nemorun.training.loop import Loop
 
 _SAMPLE_TOKENS = 160
 
@@ -44,30 +45,37 @@ def train(
         f"ranks    {ranks.world_size} x {ranks.device.type}, {training.layout.describe()}, {trainer.strategy}, "
         f"{training.config.precision}"
     )
-    batches = Prefetched(
-        PretrainData(data, seq_length, ranks, vocab_size=model.vocab_size), data.prefetch
+    layout = training.layout
+    text = PretrainData(
+        data,
+        seq_length,
+        ranks,
+        data_rank=layout.data_rank,
+        data_ranks=layout.data_ranks,
+        vocab_size=model.vocab_size,
     )
     where = f"results  {results_folder(log)}"
     if writes_tensorboard(log):
         where += f"\ncurves   tensorboard --logdir {shlex.quote(str(results_folder(log)))}"
     tokens = data.global_batch_size * seq_length
     shown(
-        f"data     {batches}\n"
+        f"data     {text}\n"
         f"train    {trainer.max_steps} steps of {data.global_batch_size} x {seq_length} tokens, "
         f"{trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
         f"{where}"
     )
-    result = training.fit(GPTModel(model), batches)
-    whole = training.layout.stages == training.layout.context_ranks == 1
-    if sample is not None and whole:
-        text = generate(
+    with contextlib.closing(Prefetched(text, data.prefetch)) as batches:
+        result = training.fit(GPTModel(model), batches)
+    whole = layout.stages == layout.context_ranks == 1
+    if sample is not None and whole and text.is_bytes:
+        continued = generate(
             training.forward,
             sample.encode(),
             max_tokens=_SAMPLE_TOKENS,
             context=seq_length,
             seed=trainer.seed,
         )
-        shown(f"--- the trained model goes on from {sample!r} ---\n{text}\n---")
+        shown(f"--- the trained model goes on from {sample!r} ---\n{continued}\n---")
     shown(where)
     return {"step": training.step, **result}
 

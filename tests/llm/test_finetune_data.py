@@ -228,7 +228,7 @@ def test_each_bad_line_is_named_and_left_out(
     config.val_fraction = 0
     data = data_of(config)
     assert "2 examples to train on" in str(data)
-    assert f"warning: {len(BAD)} bad lines are left out: {config.train_data}:2:" in capsys.readouterr().out
+    assert f"warning: {len(BAD)} bad lines left out: {config.train_data}:2:" in capsys.readouterr().out
     config.skip_bad = 2
     with pytest.raises(TrainingError) as error:
         data_of(config)
@@ -376,6 +376,7 @@ def test_a_run_resumes_exactly_at_every_step_and_twice(config: FinetuneDataConfi
     assert [batch.tokens.tolist() for turn in zip(*shares, strict=True) for batch in turn] == expected[21]
     ahead = Prefetched(data_of(config), 3)
     assert texts(ahead, 5) == expected[:5] and ahead.state() == states[5]
+    ahead.close()
 
 
 def test_other_examples_are_said(config: FinetuneDataConfig, capsys: pytest.CaptureFixture[str]) -> None:

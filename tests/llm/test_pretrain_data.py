@@ -310,14 +310,14 @@ def test_bad_lines_are_left_out_and_said_each_time(
     for _ in range(2):
         data_of(config)
         said = capsys.readouterr().out
-        assert "warning: 2 bad lines are left out:" in said and "lines.jsonl:2: a JSON object" in said
+        assert "warning: 2 bad lines left out:" in said and "lines.jsonl:2: a JSON object" in said
     data_of(config, rank=1, world_size=2)
     assert not capsys.readouterr().out
     config.skip_bad = 1
-    with pytest.raises(TrainingError, match=r"2 bad lines, 2 good ones; skip_bad=1"):
+    with pytest.raises(TrainingError, match=r"2 bad lines, 2 good; skip_bad=1"):
         data_of(config)
     config.path = write_lines(tmp_path / "none.jsonl", ["bad"])
-    with pytest.raises(TrainingError, match=r"1 bad lines, 0 good ones"):
+    with pytest.raises(TrainingError, match=r"1 bad line, 0 good"):
         data_of(config)
 
 

@@ -132,7 +132,7 @@ def wait_for_nobody(mark: str) -> None:
 def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [{"text": "x" * 100}] * 20 + ["bad"])
     told: list[Any] = []
-    with pytest.raises(TrainingError, match="1 bad lines, 20 good ones; skip_bad=0"):
+    with pytest.raises(TrainingError, match="1 bad line, 20 good; skip_bad=0"):
         tokenize([source], tmp_path / "out", BYTES, shard_bytes=500)
     made = tokenize([source], tmp_path / "out", BYTES, shard_bytes=500, skip_bad=1, report=told.append)
     assert told[0].kept == 5 and told[0].read == told[0].total == source.stat().st_size
@@ -210,7 +210,7 @@ def test_a_text_in_another_encoding_is_named_by_its_file(tokenizer_folder: Path,
 
 def test_a_wrong_key_is_noticed_early(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [{"content": "x"}] * 5000)
-    with pytest.raises(TrainingError, match=r"1,001 bad lines, 0 good ones so far, so the rest was not read"):
+    with pytest.raises(TrainingError, match=r"1,001 bad lines, 0 good so far, so the rest was not read"):
         tokenize([source], tmp_path / "out", BYTES)
 
 

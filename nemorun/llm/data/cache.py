@@ -15,7 +15,7 @@ from nemorun.llm.data.encoders import Encoder
 from nemorun.llm.data.files import BadLine, identity, pieces
 from nemorun.llm.data.shards import write_shard
 from nemorun.llm.data.token_files import FORMAT, TokenFiles, open_tokens
-from nemorun.llm.data.tokenization import check_bad, publish
+from nemorun.llm.data.tokenization import check_bad, count_bad, publish
 from nemorun.training.errors import TrainingError
 
 _UNLIMITED = sys.maxsize
@@ -54,7 +54,7 @@ def bad_lines(files: TokenFiles) -> str:
     if not count:
         return ""
     more = f" and {count - 5:,} more" if count > 5 else ""
-    return f"warning: {count:,} bad lines are left out: {'; '.join(named)}{more}"
+    return f"warning: {count_bad(count)} left out: {'; '.join(named)}{more}"
 
 
 def _make(final: Path, files: Sequence[Path], encoder: Encoder, name: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemorun.llm.data.blend import Blend
+from nemorun.llm.data.byte_level import ByteTokenizer
 from nemorun.llm.data.cache import bad_lines, cached
 from nemorun.llm.data.config import DataConfig
 from nemorun.llm.data.encoders import DocumentEncoder
@@ -136,6 +137,11 @@ class PretrainData:
         if self.config.tokenizer is not None:
             return load_tokenizer(self.config.tokenizer)
         return self._train[0].files.load_tokenizer()
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the tokens are those of the bundled tokenizer."""
+        return self._train[0].files.tokenizer["fingerprint"] == ByteTokenizer.fingerprint
 
     def _open_streams(self, ranks: World, paths: list[str | Path | None]) -> None:
         config = self.config

@@ -135,10 +135,14 @@ def check_bad(
     others = f"\n  and {count - 20:,} more" if count > 20 else ""
     keeps = f" What was finished is kept in {kept}." if kept else ""
     raise TrainingError(
-        f"{count:,} bad lines, {good:,} good ones{more}; skip_bad={allowed} allows {allowed:,}:\n  {named}"
+        f"{count_bad(count)}, {good:,} good{more}; skip_bad={allowed} allows {allowed:,}:\n  {named}"
         f"{others}\nNothing was made of them.{keeps} Mend the lines, or allow more: skip_bad, on the command "
         "line --skip-bad"
     )
+
+
+def count_bad(count: int) -> str:
+    return f"{count:,} bad line{'' if count == 1 else 's'}"
 
 
 def _made_before(final: Path, plan: str) -> Tokenised:
