@@ -132,8 +132,8 @@ def test_the_hub_is_asked_for_a_model_that_is_no_folder(tokenizer_folder: Path, 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = "from nemorun.llm.data import load_tokenizer as l; import sys; print(l(sys.argv[1]).encode('fox'))"
 
-    def ask(name: str) -> subprocess.CompletedProcess[str]:
-        env = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+    def ask(name: str, **more: str) -> subprocess.CompletedProcess[str]:
+        env = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), **more}
         return subprocess.run([sys.executable, "-c", code, name], env=env, text=True, capture_output=True)
 
     try:
@@ -144,4 +144,4 @@ def test_the_hub_is_asked_for_a_model_that_is_no_folder(tokenizer_folder: Path, 
     finally:
         server.shutdown()
         server.server_close()
-    assert ask("me/tok").stdout == done.stdout, "without a network, what was fetched is used"
+    assert ask("me/tok", HF_HUB_OFFLINE="1").stdout == done.stdout, "without a network, what was fetched is used"
