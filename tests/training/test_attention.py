@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from nemorun.training.attention import Documents, attend, join_sequence, kernels, split_sequence
+from nemorun.training.attention import documents as documents_module
 from nemorun.training.attention.blocks import BlockKernel, Cudnn, Flash, Products
 from nemorun.training.attention.zigzag import fold, unfold, whole_rectangles
 from tests.training import attention_ranks
@@ -55,6 +55,7 @@ def relative(got: Tensor, wanted: Tensor) -> float:
 
 
 PACKED = attention_ranks.positions_of([[3, 1, 1, 10, 5], [20]])
+LONG = attention_ranks.positions_of([[5, 500, 15], [520]])
 
 
 @pytest.mark.parametrize("positions", [None, PACKED], ids=["whole", "packed"])
@@ -96,39 +97,38 @@ def test_documents_have_the_forms_that_kernels_want() -> None:
     assert Documents(torch.tensor([[0, 1, 0, 0, 0]]), CPU).borders.tolist() == [0, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("positions", [None, PACKED], ids=["whole", "packed"])
+@pytest.mark.parametrize("positions", [None, PACKED, LONG], ids=["whole", "packed", "long"])
 def test_a_compiled_block_is_one_graph_and_not_compiled_for_each_batch(positions: Tensor | None) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     block = torch.compile(attend, fullgraph=True, backend=counter)
-    query, key, value, _ = inputs(2, 20)
-    batches = [positions] if positions is None else [positions, PACKED.flip(0), PACKED[[1, 1]]]
+    query, key, value, _ = inputs(2, 20 if positions is None else positions.shape[1])
+    batches = [None] if positions is None else [positions, positions.flip(0), positions[[1, 1]]]
     for batch in batches:
         documents = None if batch is None else Documents(batch, CPU)
         out = block(query, key, value, documents)
         assert relative(out, plain(query, key, value, batch)) < 1e-6
         out.sum().backward()
-    # The second shape of `borders` makes it a variable one.
-    assert counter.frame_count <= 2
+    assert counter.frame_count == 1
 
 
 def test_variable_length_attention_is_compiled_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator as a stand-in on the CPU: it shows what is passed and traced, not what a GPU computes."""
-    monkeypatch.setattr(kernels, "_choice", lambda query, packed: "varlen")
+    monkeypatch.setattr(documents_module, "has_flash", lambda device: True)
     counter = CompileCounterWithBackend("aot_eager")
     block = torch.compile(lambda *x: attend(*x) * 2, fullgraph=True, backend=counter)
     with operators_on_the_cpu():
         for lengths in ([40], [20, 20], [3, 7, 30], [1] * 40, [25, 15], [9] * 4 + [4]):
-            query, key, value, grad = inputs(1, 40)
+            query, key, value, grad = inputs(1, 40, torch.bfloat16)
             positions = attention_ranks.positions_of([lengths])
             out = block(query, key, value, Documents(positions, CPU))
             wanted = plain(query, key, value, positions) * 2
-            assert relative(out, wanted) < 1e-6
+            assert relative(out, wanted) < 2e-2
             got = torch.autograd.grad(out, (query, key, value), grad)
             for gradient, expected in zip(
                 got, torch.autograd.grad(wanted, (query, key, value), grad.double()), strict=True
             ):
-                assert relative(gradient, expected.double()) < 1e-5
-    assert counter.frame_count <= 3
+                assert relative(gradient, expected.double()) < 2e-2
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("lse_dims", [3, 4])
@@ -205,32 +205,15 @@ def test_each_pair_is_multiplied_once_if_a_mask_would_show_it(
         assert torch.equal(count, shown.long())
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_ring_is_one_rank(ranks: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.attention_ranks"],
-            cwd=Path(__file__).parents[2],
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate(timeout=200)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * ranks, "".join(outputs)
+@pytest.mark.slow
+def test_a_ring_is_one_rank() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.training.attention_ranks", "1", "2", "4"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+    )
+    assert ended.returncode == 0, ended.stdout

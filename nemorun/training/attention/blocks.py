@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nemorun.training.attention.documents import Documents
-from nemorun.training.attention.kernels import flash_can
+from nemorun.training.attention.documents import Documents, has_flash
+from nemorun.training.attention.kernels import suits_flash
 
 _aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ def block_kernel(query: Tensor, packed: bool) -> BlockKernel:
     cuDNN plans anew for each shape that it meets. So documents, whose blocks have any shape, go to
     FlashAttention; and so does deterministic mode, which cuDNN's backward pass does not offer.
     """
-    if not flash_can(query):
+    if not (has_flash(query.device) and suits_flash(query)):
         return Products()
     hopper = torch.cuda.get_device_capability(query.device) >= (9, 0)
     settled = not packed and not torch.are_deterministic_algorithms_enabled()

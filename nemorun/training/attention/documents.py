@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic  # documented, for all its underscore
 
 from nemorun.training.attention.zigzag import document_rectangles, fold, split_sequence
 
@@ -15,9 +16,11 @@ class Documents:
     context parallelism this is made for rank `rank` of `size`: for its two chunks, which count as rows of
     their own ([2 B, c]), and for what reaches from one chunk into another (`rectangles`).
 
-    Under `torch.compile` a block must not be compiled again for every batch. So the number of borders and
-    the greatest length are rounded up to powers of two: few values are ever met, and from the second on
-    torch takes the number as a variable. Rounding up leaves empty documents at the end, which kernels skip.
+    Under `torch.compile` a block must not be compiled again for every batch. So the number of borders is a
+    variable for the compiler from the start, and the greatest length, which is one from the second value on,
+    is rounded up to a power of two: a block is compiled twice at most. (The longest that there can be, the
+    whole row, would spare that, but kernels then start many groups of threads for nothing.) The number of
+    borders is rounded up as well, so that memory is asked for in few sizes; kernels skip empty documents.
     """
 
     ids: Tensor
@@ -26,6 +29,8 @@ class Documents:
     """[N + 1] int32 on the device: where documents begin in the rows laid end to end ("cu_seqlens")."""
     longest: int
     """No document is longer."""
+    flash: bool
+    """Has the device FlashAttention? Asked here, since a compiled region cannot ask."""
 
     def __init__(self, positions: Tensor, device: torch.device, rank: int = 0, size: int = 1) -> None:
         positions = positions.cpu()
@@ -38,13 +43,23 @@ class Documents:
         lengths = starts.diff(append=torch.tensor([total]))
         borders = torch.full((_power_of_two(len(starts)) + 1,), total, dtype=torch.int32)
         borders[: len(starts)] = starts
-        self.longest = min(_power_of_two(int(lengths.max())), rows.shape[1])
+        # Not 1: FlashAttention takes another way there, on which it does not expect empty documents.
+        self.longest = min(max(_power_of_two(int(lengths.max())), 2), rows.shape[1])
+        self.flash = has_flash(device)
         self.ids, self.borders = _to(ids.int(), device), _to(borders, device)
+        maybe_mark_dynamic(self.borders, 0)
 
     def mask(self) -> Tensor:
         """[B, S, S] bool: does a token (first S) see another? For kernels that know no documents."""
         same = self.ids[:, :, None] == self.ids[:, None, :]
         return same.tril()
+
+
+def has_flash(device: torch.device) -> bool:
+    """Has `device` FlashAttention 2 as torch brings it? NVIDIA GPUs from Ampere on have."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _numbered(positions: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.backends import cuda as cuda_backends
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nemorun.training.attention.documents import Documents
+from nemorun.training.attention.documents import Documents, has_flash
 
 #: cuDNN is 1.77 times as fast as FlashAttention 2 on an H200 (forward and backward, 8,192 tokens, bf16).
 FASTEST_FIRST = [
@@ -44,12 +44,13 @@ ATTENTION_OPERATORS = (
 def attend(query: Tensor, key: Tensor, value: Tensor, documents: Documents | None = None) -> Tensor:
     """Causal, never across documents: query [B, S, H, K], key and value [B, S, G, K] -> [B, S, H, K]."""
     kernels = {"products": _products, "varlen": _varlen, "sdpa": _sdpa}
-    return kernels[_choice(query, documents is not None)](query, key, value, documents)
+    choice = _choice(query, documents is not None and documents.flash)
+    return kernels[choice](query, key, value, documents)
 
 
 def kernel_name(query: Tensor, packed: bool) -> str:
     """For the log: which kernel attends to queries like `query` [B, S, H, K]. Not for a compiled region."""
-    choice = _choice(query, packed)
+    choice = _choice(query, packed and has_flash(query.device))
     if choice == "varlen":
         return "FlashAttention 2, variable length"
     if choice == "products" or query.device.type == "cpu":
@@ -68,22 +69,16 @@ def kernel_name(query: Tensor, packed: bool) -> str:
     return next((name for name, usable in able.items() if usable(settings)), "matrix products")
 
 
-def flash_can(query: Tensor) -> bool:
-    """Can FlashAttention 2, as torch brings it, be called for queries like `query` without any padding?"""
-    return (
-        query.device.type == "cuda"
-        and torch.version.hip is None
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 256
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
+def suits_flash(query: Tensor) -> bool:
+    """Can FlashAttention be called for queries like `query` as they are, if the device has it?"""
+    width = query.shape[-1]
+    return query.dtype in (torch.bfloat16, torch.float16) and width % 8 == 0 and width <= 256
 
 
-def _choice(query: Tensor, packed: bool) -> str:
-    if query.device.type == "cpu" and query.shape[1] <= 512:
-        return "products"
-    return "varlen" if packed and flash_can(query) else "sdpa"
+def _choice(query: Tensor, varlen: bool) -> str:
+    if varlen and suits_flash(query):
+        return "varlen"
+    return "products" if query.device.type == "cpu" and query.shape[1] <= 512 else "sdpa"
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, documents: Documents | None) -> Tensor:
