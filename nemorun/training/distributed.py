@@ -7,12 +7,15 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from nemorun.training.config import TrainerConfig
+from nemorun.training.config import LogConfig, TrainerConfig
 from nemorun.training.errors import TrainingError
+from nemorun.training.metrics import results_folder
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    store: dist.Store | None = None
+    """By which the ranks found each other; None for the only one."""
 
     @property
     def first(self) -> bool:
@@ -34,14 +39,23 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
+    def max(self, *values: float) -> list[float]:
+        """The largest of each over all ranks. Every rank must call it."""
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest.tolist()
+
     def all(self, true: bool) -> bool:
         """Is it so on every rank? Every rank must call it; none goes on before all have."""
         return self.sum(float(not true)) == [0.0]
 
 
 @contextlib.contextmanager
-def join(config: TrainerConfig) -> Iterator[Ranks]:
-    """Join the ranks that the environment describes, as torchrun sets it, or else be the only one."""
+def join(config: TrainerConfig, dumps: Path | None = None) -> Iterator[Ranks]:
+    """Join the ranks that the environment describes, as torchrun sets it, or else be the only one.
+
+    dumps: where NCCL writes what was under way when an exchange timed out. None: `hang` in the results.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = config.num_nodes * config.devices
     if world_size != wanted:
@@ -52,12 +66,19 @@ def join(config: TrainerConfig) -> Iterator[Ranks]:
     device = _device(config)
     # Both kinds: tensors on a GPU go through NCCL, and the loop's own numbers always through gloo.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store: dist.Store | None = None
+    rank = 0
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store, rank, world_size = next(dist.rendezvous("env://"))
+    if device.type == "cuda":
+        _record_exchanges(dumps or results_folder(LogConfig()) / "hang")
+    # Later than the watchdog, which knows more. Before it starts, the first rank may prepare data for long.
+    timeout = timedelta(seconds=max(1800.0, 2 * config.hang_timeout))
+    dist.init_process_group(
+        backend, store=store or dist.HashStore(), rank=rank, world_size=world_size, timeout=timeout
+    )
     try:
-        yield Ranks(dist.get_rank(), world_size, device)
+        yield Ranks(rank, world_size, device, store)
     except Exception:
         # Leaving a NCCL group waits for what is under way, and after an error on one rank that may never end.
         if device.type == "cpu":
@@ -67,6 +88,16 @@ def join(config: TrainerConfig) -> Iterator[Ranks]:
         _leave()
         raise
     _leave()
+
+
+def _record_exchanges(dumps: Path) -> None:
+    """NCCL remembers its last exchanges (its flight recorder), and writes them down where one times out."""
+    dumps.mkdir(parents=True, exist_ok=True)
+    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"):  # of today, and of torch until 2.8
+        os.environ.setdefault(name, "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
+        os.environ.setdefault(name, str(dumps / "nccl_trace_rank_"))
 
 
 def _leave() -> None:
