@@ -3,11 +3,11 @@
 Ranks are numbered with tensor parallelism fastest (its exchanges are the most, so they stay inside a node),
 then context, data, and pipeline parallelism:
 
-    rank = ((pipeline x data ranks + data) x context ranks + context) x tensor ranks + tensor
+    rank = ((stage x data ranks + data) x context ranks + context) x tensor ranks + tensor
 
-Three meshes cut the same ranks in that order. Their first and last dimensions are alike; what lies between
-is cut by what is exchanged there: data and context (who reads what), replicate and shard (who holds which
-part of a weight), or replicate, shard and expert (the same for the weights of experts).
+Weights are shared among the data and context ranks of a stage: `replicate` groups hold a copy each, whose
+parts the `shard` ranks of a group divide. Experts' weights are cut once more, by `expert`. A dimension of one
+rank is left out where nothing asks for it, because making groups of ranks takes time.
 """
 
 from __future__ import annotations
@@ -25,37 +25,47 @@ class Layout:
     def __init__(self, trainer: TrainerConfig, parallelism: ParallelismConfig, ranks: Ranks) -> None:
         self.ranks = ranks
         self.parallelism = parallelism
-        tensor, stages = parallelism.tensor_parallel, parallelism.pipeline_parallel
-        context, experts = parallelism.context_parallel, parallelism.expert_parallel
-        data = parallelism.data_ranks(ranks.world_size)
-        holders = data * context
-        replicas = holders if trainer.strategy == "ddp" else parallelism.replicate
-        shards = holders // replicas
+        self.tensor_ranks = parallelism.tensor_parallel
+        self.context_ranks = parallelism.context_parallel
+        self.data_ranks = parallelism.data_ranks(ranks.world_size)
+        self.stages = parallelism.pipeline_parallel
+        rest, self.tensor_rank = divmod(ranks.rank, self.tensor_ranks)
+        rest, self.context_rank = divmod(rest, self.context_ranks)
+        self.stage, self.data_rank = divmod(rest, self.data_ranks)
 
-        kind = ranks.device.type
-        self._data = init_device_mesh(
-            kind, (stages, data, context, tensor), mesh_dim_names=("pipeline", "data", "context", "tensor")
-        )
-        self.weights = init_device_mesh(
-            kind, (stages, replicas, shards, tensor), mesh_dim_names=("pipeline", "replicate", "shard", "tensor")
-        )
-        """The mesh of all weights but experts'."""
+        holders = self.data_ranks * self.context_ranks
+        replicas = holders if trainer.strategy == "ddp" else parallelism.replicate
+        shards, experts = holders // replicas, parallelism.expert_parallel
+        self.weights = self._mesh(replicate=replicas, shard=shards)
+        """The mesh of all weights but experts'. None on a single rank."""
         self.experts = self.weights
         """The mesh of experts' weights, with a dimension `expert` where experts are divided."""
         if experts > 1:
-            self.experts = init_device_mesh(
-                kind,
-                (stages, replicas, shards // experts, experts, tensor),
-                mesh_dim_names=("pipeline", "replicate", "shard", "expert", "tensor"),
-            )
-        self.data_ranks = data
-        self.data_rank: int = self._data.get_local_rank("data")
-        self.stages = stages
-        self.stage: int = self._data.get_local_rank("pipeline")
-        self.context_ranks = context
-        self.context_rank: int = self._data.get_local_rank("context")
-        self.tensor_ranks = tensor
-        self.tensor_rank: int = self._data.get_local_rank("tensor")
+            self.experts = self._mesh(replicate=replicas, shard=shards // experts, expert=experts)
+        self.context_group = self._context_group()
+
+    def _mesh(self, **shared: int) -> DeviceMesh | None:
+        """The mesh of all ranks whose middle dimensions are `shared`."""
+        sizes = {"pipeline": self.stages, **shared, "tensor": self.tensor_ranks}
+        kept = {n: size for n, size in sizes.items() if size > 1 or (n == "shard" and self.shares_weights)}
+        if not kept:
+            return None
+        return init_device_mesh(
+            self.ranks.device.type, tuple(kept.values()), mesh_dim_names=tuple(kept)
+        )
+
+    def _context_group(self) -> dist.ProcessGroup | None:
+        """The ranks that divide this rank's sequences."""
+        if self.context_ranks == 1:
+            return None
+        width = self.context_ranks * self.tensor_ranks
+        groups = [
+            [first + tensor + context * self.tensor_ranks for context in range(self.context_ranks)]
+            for first in range(0, self.ranks.world_size, width)
+            for tensor in range(self.tensor_ranks)
+        ]
+        own, _ = dist.new_subgroups_by_enumeration(groups)
+        return own
 
     @property
     def shares_weights(self) -> bool:
@@ -74,23 +84,18 @@ class Layout:
 
     @property
     def tensor_group(self) -> dist.ProcessGroup | None:
-        return self._group("tensor", self.tensor_ranks)
-
-    @property
-    def context_group(self) -> dist.ProcessGroup | None:
-        return self._group("context", self.context_ranks)
+        return self._group(self.weights, "tensor")
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup | None:
-        return self._group("pipeline", self.stages)
+        return self._group(self.weights, "pipeline")
 
     @property
     def expert_group(self) -> dist.ProcessGroup | None:
-        ranks = self.parallelism.expert_parallel
-        return self.experts.get_group("expert") if ranks > 1 else None
+        return self._group(self.experts, "expert")
 
-    def _group(self, name: str, ranks: int) -> dist.ProcessGroup | None:
-        return self._data.get_group(name) if ranks > 1 else None
+    def _group(self, mesh: DeviceMesh | None, name: str) -> dist.ProcessGroup | None:
+        return mesh.get_group(name) if mesh and name in (mesh.mesh_dim_names or ()) else None
 
     def describe(self) -> str:
         """`2 data x 2 tensor`: the kinds that divide anything."""
@@ -106,6 +111,8 @@ class Layout:
         return " x ".join(parts) or "one rank"
 
 
-def submesh(mesh: DeviceMesh, *names: str) -> DeviceMesh:
-    """The dimensions `names` of a layout's mesh."""
-    return mesh[names if len(names) > 1 else names[0]]
+def submesh(mesh: DeviceMesh | None, *names: str) -> DeviceMesh:
+    """Those of the dimensions `names` that a layout's mesh has."""
+    assert mesh is not None and mesh.mesh_dim_names
+    kept = tuple(name for name in names if name in mesh.mesh_dim_names)
+    return mesh[kept if len(kept) > 1 else kept[0]]

@@ -23,6 +23,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from nemorun.training import grouped  # noqa: F401 - registers its operator
+from nemorun.training.attention import ATTENTION_OPERATORS
 from nemorun.training.config import TrainerConfig
 from nemorun.training.distributed import Ranks
 from nemorun.training.initialization import initialize, take_part
@@ -153,14 +155,14 @@ def _recomputed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
     return partial(checkpoint, forward, **settings)
 
 
+#: What selective recomputation keeps: what takes long, and what other ranks would have to take part in.
 _PRODUCTS = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._grouped_mm.default,
+    torch.ops.nemorun.grouped_product.default,
+    *ATTENTION_OPERATORS,
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
 }
 
@@ -206,7 +208,7 @@ def _shard_experts(
 ) -> None:
     """Experts' weights are shared by fewer ranks than other weights: they are units of their own."""
     expert_mesh = submesh(layout.experts, "replicate", "shard")
-    own = layout.experts.size(layout.experts.mesh_dim_names.index("shard"))
+    own = expert_mesh.size(-1)
     for layer in model.expert_layers():
         fully_shard(layer.router, mesh=mesh, **settings)
         # A rank may hold fewer experts than the ranks that are to share them.
