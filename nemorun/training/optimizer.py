@@ -91,10 +91,11 @@ class Optimizer(torch.optim.Optimizer):
             change = orthogonalised(whole) * 0.2 * max(whole.shape[-2:]) ** 0.5
             if isinstance(p, DTensor):
                 change = distribute_tensor(change, p.device_mesh, p.placements, src_data_rank=None).to_local()
-            rate = group["lr"] * (1 - skip) if skip is not None else group["lr"]
-            part(p).mul_(1 - rate * group["weight_decay"]).sub_(rate * change.to(p.dtype))
-            if skip is not None:
+            new = part(p) * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * change
+            if skip is not None:  # chosen, not multiplied by 0, which would leave what is no number
+                new = torch.where(skip > 0, part(p), new)
                 part(momentum).copy_(torch.where(skip > 0, old, part(momentum)))
+            part(p).copy_(new)
 
     def _state(self, p: Any, *names: str) -> dict[str, Any]:
         state = self.state[p]
@@ -145,10 +146,11 @@ def adamw(
 
 
 def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:
-    """Nearly U V^T of each matrix x = U S V^T [..., rows, columns], by Newton-Schulz steps in bfloat16."""
+    """Nearly U V^T of each matrix x = U S V^T [..., rows, columns], by Newton-Schulz steps (bfloat16 on GPUs)."""
     a, b, c = _NEWTON_SCHULZ
     turned = x.shape[-2] > x.shape[-1]
-    y = (x.mT if turned else x).bfloat16()
+    y = x.mT if turned else x
+    y = y.bfloat16() if x.device.type == "cuda" else y.float()
     y = y / (y.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = y @ y.mT

@@ -25,7 +25,7 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], str
 def test_each_kind_of_parallelism_equals_one_rank(tmp_path: Path) -> None:
     code, rows, output = run(tmp_path, "--fast")
     assert code == 0, output
-    assert len(rows) == 25 and all(row["ok"] for row in rows), output
+    assert len(rows) == 26 and all(row["ok"] for row in rows), output
 
 
 @pytest.mark.parametrize(
