@@ -99,7 +99,7 @@ def test_muon_makes_singular_values_nearly_one(shape: tuple[int, ...]) -> None:
 def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     ours = model()
     before = {name: p.detach().clone() for name, p in ours.named_parameters()}
-    optimizer = build_optimizer([ours], OptimConfig(lr=1e-2, weight_decay=0.0, optimizer="muon"))
+    optimizer = build_optimizer([ours], OptimConfig(lr=1e-2, weight_decay=0.0, eps=1e-12, optimizer="muon"))
     gradients(list(ours.parameters()), 0)
     optimizer.step()
     changes = {name: p.detach() - before[name] for name, p in ours.named_parameters()}
