@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from nemorun.config import Partial, factory
-from nemorun.llm.config import DataConfig, GPTConfig
+from nemorun.llm.config import GPTConfig
+from nemorun.llm.data.config import DataConfig
 from nemorun.llm.pretraining import pretrain
 from nemorun.training.config import CheckpointConfig, OptimConfig, TrainerConfig
 

@@ -78,6 +78,13 @@ def run(
         list[str] | None,
         typer.Option(metavar="PLUGIN", help="FILE.py:NAME or a dotted path of a plugin; applied in order."),
     ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            help="Only try it: same family and layout, tiny sizes, 3 steps on the CPU, bundled text.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Answer every question with yes.")] = False,
 ) -> None:
     """Run a recipe, a script or a command.
@@ -100,6 +107,7 @@ def run(
         env=environment(env or ()),
         secrets=tuple(secret or ()),
         plugins=tuple(plugin or ()),
+        smoke=smoke,
     )
     experiment = assemble(request, confirm=lambda count: _confirm_many(count, yes or dry_run))
     launch(experiment, detach, dry_run)

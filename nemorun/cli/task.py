@@ -35,6 +35,7 @@ class Request:
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
+    smoke: bool = False
 
 
 def assemble(request: Request, confirm: Callable[[int], None]) -> Experiment:
@@ -55,7 +56,10 @@ def assemble(request: Request, confirm: Callable[[int], None]) -> Experiment:
     tasks = []
     for point in points:
         of_task, of_executor = split_executor([*source.overrides, *point])
-        tasks.append((source.make(of_task), make_executor(request.executor, of_executor, workspace)))
+        task = source.make(of_task)
+        if request.smoke:
+            _shrink(task)
+        tasks.append((task, make_executor(request.executor, of_executor, workspace)))
     plugins = [load_plugin(text, workspace) for text in request.plugins]
     experiment = Experiment(to_name(source.name) if request.name is None else request.name, plugins=plugins)
     for (task, executor), name in zip(tasks, _point_names(points), strict=True):
@@ -68,6 +72,14 @@ def assemble(request: Request, confirm: Callable[[int], None]) -> Experiment:
             secrets=request.secrets,
         )
     return experiment
+
+
+def _shrink(task: Any) -> None:
+    from nemorun.config import Partial, smoke
+
+    if not isinstance(task, Partial):
+        raise NemorunError("--smoke is for recipes: a script or a command has no sizes to shrink")
+    smoke(task)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Marks on functions: `factory` lets one be found by its name, `resources` says what a task needs."""
+"""Marks on functions: `factory`: found by its name; `resources`: what a task needs; `smoke`: how to try it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FACTORY_MARK = "__nemorun_factory__"
 RESOURCES_MARK = "__nemorun_resources__"
 RESUMABLE_MARK = "__nemorun_resumable__"
+SMOKE_MARK = "__nemorun_smoke__"
 
 
 @overload
@@ -64,6 +65,27 @@ def resources(rule: Callable[..., Resources], *, resumable: bool = False) -> Cal
 def is_resumable(partial: Partial[Any]) -> bool:
     """Does the task's function save its state when it is told to end?"""
     return bool(getattr(partial.__fn_or_cls__, RESUMABLE_MARK, False))
+
+
+def smoke(partial: Partial[Any]) -> None:
+    """Make the task one that only shows that it works: in seconds, on any machine.
+
+    Its function says how, by a rule that maps its arguments to those that are replaced. Raises ConfigError
+    where it has none.
+    """
+    target = partial.__fn_or_cls__
+    rule = getattr(target, SMOKE_MARK, None)
+    if rule is None:
+        raise ConfigError(
+            f"{name_of(target)} has no smoke run: it is for tasks that pretrain or finetune, whose sizes can "
+            "be told apart from their layout"
+        )
+    arguments = {name: peek(partial, name) for name in signature(target).parameters}
+    missing = [name for name, value in arguments.items() if value is MISSING]
+    if missing:
+        raise ConfigError(f"{name_of(target)} needs '{missing[0]}', and it is not set")
+    for name, value in rule({name: built(value) for name, value in arguments.items()}).items():
+        partial[name] = value
 
 
 def resources_of(partial: Partial[Any]) -> Resources | None:

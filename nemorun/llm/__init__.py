@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nemorun.llm.data.config import DataConfig, FinetuneDataConfig
     from nemorun.llm.data.finetune import FinetuneData
     from nemorun.llm.data.pretrain import PretrainData
+    from nemorun.llm.finetuning import finetune
     from nemorun.llm.generation import generate
     from nemorun.llm.model import GPTModel
     from nemorun.llm.pretraining import pretrain
@@ -22,6 +23,7 @@ __all__ = [
     "GPTConfig",
     "GPTModel",
     "PretrainData",
+    "finetune",
     "generate",
     "pretrain",
 ]
@@ -31,6 +33,7 @@ __getattr__, __dir__ = lazily(
     {
         ".config": ("GPTConfig",),
         ".data": ("DataConfig", "FinetuneData", "FinetuneDataConfig", "PretrainData"),
+        ".finetuning": ("finetune",),
         ".generation": ("generate",),
         ".model": ("GPTModel",),
         ".pretraining": ("pretrain",),

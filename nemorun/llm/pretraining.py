@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from nemorun.errors import ConfigError
 from nemorun.job import Resources
-from nemorun.llm.config import DataConfig, GPTConfig
+from nemorun.llm.config import GPTConfig
+from nemorun.llm.data.config import DataConfig
+from nemorun.llm.smoke import smoke
 from nemorun.training.config import (
     CheckpointConfig,
     LogConfig,
@@ -88,4 +90,5 @@ def resources(
 
 # how the launcher finds the rule, and that it may warn the task before it ends it
 pretrain.__nemorun_resources__ = resources  # type: ignore[attr-defined]  # attributes of a function
+pretrain.__nemorun_smoke__ = smoke  # type: ignore[attr-defined]  # attributes of a function
 pretrain.__nemorun_resumable__ = True  # type: ignore[attr-defined]  # attributes of a function

@@ -73,6 +73,18 @@ def test_detach_prints_the_id_alone(process, workspace):
     assert process("logs", "-1", "-f").code == 0
 
 
+def test_a_smoke_run_is_for_what_has_one(process, workspace):
+    done = process("run", "mixtral_8x7b", "--smoke", "--dry-run", "-e", "local")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["tasks"][0]["ntasks_per_node"] == 4
+    done = process("run", "jobs.py:job", "--smoke")
+    assert done.code == 2
+    assert "work has no smoke run" in done.err
+    done = process("run", "--smoke", "--", "true")
+    assert done.code == 2
+    assert "--smoke is for recipes" in done.err
+
+
 # Scripts and commands
 
 

@@ -1,0 +1,88 @@
+"""`finetune`: the target of fine-tuning recipes. Importing it imports no torch; calling it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nemorun.errors import ConfigError
+from nemorun.job import Resources
+from nemorun.llm.config import GPTConfig
+from nemorun.llm.data.config import FinetuneDataConfig
+from nemorun.llm.smoke import smoke
+from nemorun.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelismConfig,
+    TrainerConfig,
+    check_layout,
+)
+
+
+def finetune(
+    model: GPTConfig,
+    trainer: TrainerConfig,
+    data: FinetuneDataConfig,
+    optim: OptimConfig = OptimConfig(),  # noqa: B008 - only read
+    parallelism: ParallelismConfig = ParallelismConfig(),  # noqa: B008
+    checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
+    log: LogConfig = LogConfig(),  # noqa: B008
+    base: str | Path | None = None,
+) -> dict[str, float]:
+    """Train a language model on examples: all of its weights, or adapters where `model.lora.enabled`.
+
+    Every rank calls it, as `nemorun run` and torchrun arrange; without either it trains on one rank.
+
+    Args:
+        model: Shape of the transformer, and its adapters.
+        trainer: Steps, ranks, precision, strategy, intervals.
+        data: The examples and their batches.
+        optim: Optimizer and learning rate.
+        parallelism: How the ranks divide the work.
+        checkpoint: When to save; a run whose folder holds a checkpoint goes on from it.
+        log: Where metrics go.
+        base: A Hugging Face folder (config.json and .safetensors) whose weights the first step starts from.
+            None: first weights by `trainer.seed`.
+
+    Returns:
+        The last step's `step`, `loss`, `val_loss`, `lr`, `grad_norm` and `tokens_per_second` (of all ranks).
+
+    Raises:
+        ConfigError: settings that do not fit together, or a base of another shape.
+        TrainingError: the run cannot start or go on.
+        SystemExit: with `nemorun.job.EXIT_RESUME` after SIGTERM or SIGUSR2, when the state is saved.
+    """
+    for config in (model, trainer, data, optim, parallelism, checkpoint):
+        config.validate()
+    resources(model, trainer, data, parallelism)
+    raise NotImplementedError
+
+
+def resources(
+    model: GPTConfig,
+    trainer: TrainerConfig,
+    data: FinetuneDataConfig,
+    parallelism: ParallelismConfig,
+    **_: object,
+) -> Resources:
+    """What `finetune` asks an executor for; raises ConfigError where its settings do not fit together.
+
+    A pure rule: `accelerator="gpu"` asks for one GPU a rank, and `auto` takes at run time what it finds.
+    """
+    check_layout(trainer, parallelism, data.global_batch_size, data.micro_batch_size)
+    model.check_parallelism(parallelism, data.seq_length)
+    if data.seq_length is not None and data.seq_length > model.seq_length:
+        raise ConfigError(
+            f"data.seq_length={data.seq_length} is longer than model.seq_length={model.seq_length}"
+        )
+    return Resources(
+        nodes=trainer.num_nodes,
+        ntasks_per_node=trainer.devices,
+        gpus_per_node=trainer.devices if trainer.accelerator == "gpu" else 0,
+    )
+
+
+# how the launcher finds the rules, and that it may warn the task before it ends it
+finetune.__nemorun_resources__ = resources  # type: ignore[attr-defined]  # attributes of a function
+finetune.__nemorun_smoke__ = smoke  # type: ignore[attr-defined]
+finetune.__nemorun_resumable__ = True  # type: ignore[attr-defined]
