@@ -1,4 +1,4 @@
-"""Marks on functions: `factory`: found by its name; `resources`: what a task needs; `smoke`: how to try it."""
+"""Marks on functions: `factory` lets one be found by name; `resources` and `smoke` say what it needs."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from nemorun.errors import ConfigError
 from nemorun.job import Resources
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data.config import FinetuneDataConfig
-from nemorun.llm.smoke import smoke
+from nemorun.llm.smoke import smoke, with_examples
 from nemorun.training.config import (
     CheckpointConfig,
     LogConfig,
@@ -55,7 +55,14 @@ def finetune(
     for config in (model, trainer, data, optim, parallelism, checkpoint):
         config.validate()
     resources(model, trainer, data, parallelism)
-    raise NotImplementedError
+
+    from nemorun.llm.run import train
+    from nemorun.training.distributed import join
+
+    with join(trainer) as ranks:
+        return train(
+            ranks, model, trainer, with_examples(data), optim, parallelism, checkpoint, log, base=base
+        )
 
 
 def resources(

@@ -1,13 +1,18 @@
-"""What each rank of `pretrain` does once it has joined the others."""
+"""What each rank of `pretrain` and `finetune` does once it has joined the others."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from nemorun.llm.config import DataConfig, GPTConfig
-from nemorun.llm.data import Prefetched, PretrainData
+from torch import Tensor
+
+from nemorun.llm.config import GPTConfig
+from nemorun.llm.data import DataConfig, FinetuneData, FinetuneDataConfig, Prefetched, PretrainData
 from nemorun.llm.generation import generate
+from nemorun.llm.huggingface import check_base, read_model
 from nemorun.llm.model import GPTModel
 from nemorun.training.config import (
     CheckpointConfig,
@@ -28,32 +33,26 @@ def train(
     ranks: Ranks,
     model: GPTConfig,
     trainer: TrainerConfig,
-    data: DataConfig,
+    data: DataConfig | FinetuneDataConfig,
     optim: OptimConfig,
     parallelism: ParallelismConfig,
     checkpoint: CheckpointConfig,
     log: LogConfig,
-    sample: str | None,
+    sample: str | None = None,
+    base: str | Path | None = None,
 ) -> dict[str, float]:
-    """See `nemorun.llm.pretrain`, which has checked these."""
+    """See `nemorun.llm.pretrain` and `nemorun.llm.finetune`, which have checked these."""
     seq_length = data.seq_length or model.seq_length
     training = Loop(trainer, optim, parallelism, checkpoint, log, ranks)
+    layout = training.layout
     shown = say if ranks.first else _silent
     shown(
         f"model    {model.num_parameters() / 1e6:,.1f} M parameters, {model.num_layers} layers of "
         f"{model.hidden_size}\n"
-        f"ranks    {ranks.world_size} x {ranks.device.type}, {training.layout.describe()}, {trainer.strategy}, "
+        f"ranks    {ranks.world_size} x {ranks.device.type}, {layout.describe()}, {trainer.strategy}, "
         f"{training.config.precision}"
     )
-    layout = training.layout
-    text = PretrainData(
-        data,
-        seq_length,
-        ranks,
-        data_rank=layout.data_rank,
-        data_ranks=layout.data_ranks,
-        vocab_size=model.vocab_size,
-    )
+    text = _data(data, seq_length, model.vocab_size, training)
     where = f"results  {results_folder(log)}"
     if writes_tensorboard(log):
         where += f"\ncurves   tensorboard --logdir {shlex.quote(str(results_folder(log)))}"
@@ -65,9 +64,9 @@ def train(
         f"{where}"
     )
     with contextlib.closing(Prefetched(text, data.prefetch)) as batches:
-        result = training.fit(GPTModel(model), batches)
+        result = training.fit(GPTModel(model), batches, _filling(base, model, shown))
     whole = layout.stages == layout.context_ranks == 1
-    if sample is not None and whole and text.is_bytes:
+    if sample is not None and whole and isinstance(text, PretrainData) and text.is_bytes:
         continued = generate(
             training.forward,
             sample.encode(),
@@ -78,6 +77,32 @@ def train(
         shown(f"--- the trained model goes on from {sample!r} ---\n{continued}\n---")
     shown(where)
     return {"step": training.step, **result}
+
+
+def _data(
+    config: DataConfig | FinetuneDataConfig, seq_length: int, vocab_size: int, training: Loop
+) -> PretrainData | FinetuneData:
+    """This rank's share: ranks that work on one model together read the same."""
+    layout = training.layout
+    share = {"data_rank": layout.data_rank, "data_ranks": layout.data_ranks, "vocab_size": vocab_size}
+    if isinstance(config, FinetuneDataConfig):
+        return FinetuneData(config, seq_length, training.ranks, **share)
+    return PretrainData(config, seq_length, training.ranks, **share)
+
+
+def _filling(
+    base: str | Path | None, model: GPTConfig, shown: Callable[[str], None]
+) -> Callable[[Mapping[str, Tensor]], None] | None:
+    """How a run that has no checkpoint yet gets the weights of `base`."""
+    if base is None:
+        return None
+
+    def fill(parameters: Mapping[str, Tensor]) -> None:
+        check_base(base, model)
+        shown(f"base     {base}")
+        read_model(base, parameters, model)
+
+    return fill
 
 
 def _silent(text: str) -> None:

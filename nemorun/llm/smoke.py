@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nemorun.llm.config import GPTConfig
+from nemorun.llm.data.config import FinetuneDataConfig
 from nemorun.training.config import ParallelismConfig, TrainerConfig
 
 STEPS = 3
@@ -50,6 +52,13 @@ def smoke(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name in arguments:
             result[name] = None
     return result
+
+
+def with_examples(data: FinetuneDataConfig) -> FinetuneDataConfig:
+    """The data with the path that bundled examples have on this machine."""
+    if data.train_data != EXAMPLES:
+        return data
+    return replace(data, train_data=Path(__file__).with_name("examples.jsonl"))
 
 
 def _parallelism(config: ParallelismConfig) -> ParallelismConfig:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,8 +74,15 @@ class Loop:
         """Tokens trained on so far, over all ranks and attempts."""
         self._told_to_stop = False
 
-    def fit(self, model: TrainableModel, batches: Batches) -> dict[str, float]:
+    def fit(
+        self,
+        model: TrainableModel,
+        batches: Batches,
+        fill: Callable[[Mapping[str, Tensor]], None] | None = None,
+    ) -> dict[str, float]:
         """Train `model` from its newest checkpoint, else from the weights it has or the seed's, to the end.
+
+        `fill` may give first weights instead: it gets this rank's parameters, or parts of them, by name.
 
         Returns the last metrics: `loss`, `val_loss` where there is one, and others. The model is then in
         `self.pieces`, divided over the ranks. Raises SystemExit(EXIT_RESUME) after SIGTERM or SIGUSR2, with
@@ -95,6 +102,8 @@ class Loop:
             self.step, self.tokens = state["step"], state["tokens"]
             batches.restore(state["data"])
             self._say(f"goes on from step {self.step}: {folder}")
+        elif fill:
+            fill({name: one for piece in self.pieces for name, one in piece.named_parameters()})
         self.metrics = self._open_metrics()
         try:
             with self._stop_signals():

@@ -8,11 +8,12 @@ from nemorun.lazy import lazily
 
 if TYPE_CHECKING:
     from nemorun.llm.huggingface.adapters import read_adapter, read_lora, write_adapter
-    from nemorun.llm.huggingface.config import from_huggingface, read_config, to_huggingface
+    from nemorun.llm.huggingface.config import check_base, from_huggingface, read_config, to_huggingface
     from nemorun.llm.huggingface.reading import read_model
     from nemorun.llm.huggingface.writing import write_model
 
 __all__ = [
+    "check_base",
     "from_huggingface",
     "read_adapter",
     "read_config",
@@ -27,7 +28,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         ".adapters": ("read_adapter", "read_lora", "write_adapter"),
-        ".config": ("from_huggingface", "read_config", "to_huggingface"),
+        ".config": ("check_base", "from_huggingface", "read_config", "to_huggingface"),
         ".reading": ("read_model",),
         ".writing": ("write_model",),
     },

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,26 @@ _SIZES = {
 def read_config(folder: str | Path, seq_length: int | None = None) -> GPTConfig:
     """The model in a Hugging Face folder. Raises ConfigError."""
     return from_huggingface(read_json(Path(folder), "config.json"), seq_length)
+
+
+def check_base(folder: str | Path, model: GPTConfig) -> None:
+    """Raises ConfigError where the checkpoint is of another model, with what is written in both.
+
+    The context, the adapters and what only matters in training may differ.
+    """
+    theirs = read_config(folder, model.seq_length)
+    shape = ("kv_channels", "num_query_groups", "ffn_hidden_size")  # None stands for what follows from others
+    free = {*shape, "seq_length", "lora", "init_std", "aux_loss_coeff"}
+    names = [field.name for field in fields(GPTConfig) if field.name not in free]
+    different = [
+        f"{name}={getattr(theirs, name)!r} there and {getattr(model, name)!r} here"
+        for name in (*names, "head_dim", "kv_heads", "ffn_size")
+        if getattr(theirs, name) != getattr(model, name)
+    ]
+    if different:
+        raise ConfigError(
+            f"base={folder} is of another model: {'; '.join(different)}. Take another folder, or change model"
+        )
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

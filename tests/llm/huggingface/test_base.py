@@ -1,0 +1,77 @@
+"""A run that starts from a Hugging Face folder has its weights, and says so where it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemorun.errors import ConfigError
+from nemorun.llm import FinetuneDataConfig, GPTConfig, GPTModel, finetune
+from nemorun.llm import run as rank_program
+from nemorun.llm.config import LoraConfig
+from nemorun.llm.huggingface import check_base, read_config, read_model
+from nemorun.training import LogConfig, TrainerConfig
+from tests.llm.huggingface.blank import blank
+from tests.llm.huggingface.test_models import theirs
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    theirs("Llama", vocab_size=260).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_adapters_are_trained_on_the_base_and_go_on_without_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEMORUN_CACHE_DIR", str(tmp_path / "cache"))
+    examples = tmp_path / "examples.jsonl"
+    line = json.dumps({"prompt": "What is two plus two?", "completion": "Four."})
+    examples.write_text(f"{line}\n" * 20)
+    made: list[GPTModel] = []
+
+    def kept(config: GPTConfig) -> GPTModel:
+        made.append(GPTModel(config))
+        return made[-1]
+
+    monkeypatch.setattr(rank_program, "GPTModel", kept)
+    config = replace(read_config(base), lora=LoraConfig(enabled=True, rank=2))
+
+    def run(steps: int) -> dict[str, float]:
+        return finetune(
+            config,
+            TrainerConfig(max_steps=steps, accelerator="cpu", precision="fp32", log_interval=1),
+            FinetuneDataConfig(train_data=examples, global_batch_size=2),
+            log=LogConfig(dir=tmp_path / "results", tensorboard=False),
+            base=base,
+        )
+
+    assert run(2)["step"] == 2
+    _, expected = blank(replace(config, lora=LoraConfig()))
+    read_model(base, expected, config)
+    found = dict(made[0].named_parameters())
+    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    assert any(one.any() for name, one in found.items() if name.endswith("lora_b"))
+
+    shutil.rmtree(base)  # its checkpoint is enough
+    assert run(3)["step"] == 3
+    again = dict(made[1].named_parameters())
+    assert all(torch.equal(again[name], one) for name, one in expected.items())
+
+
+def test_a_base_of_another_shape_is_refused_with_both(base: Path) -> None:
+    config = read_config(base)
+    check_base(base, replace(config, seq_length=16, lora=LoraConfig(enabled=True), init_std=1.0))
+    with pytest.raises(ConfigError, match=r"is of another model: num_layers=2 there and 3 here. Take"):
+        check_base(base, replace(config, num_layers=3))
+    with pytest.raises(ConfigError, match=r"ffn_size=64 there and 112 here"):
+        check_base(base, replace(config, ffn_hidden_size=None))
+    with pytest.raises(ConfigError, match=r"rope_scaling=RopeScaling.* there and None here"):
+        check_base(base, replace(config, rope_scaling=None))
+    with pytest.raises(ConfigError, match=r"nowhere/config.json cannot be read"):
+        check_base("/nowhere", config)
