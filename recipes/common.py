@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from nemorun.config import Partial
@@ -12,6 +13,7 @@ from nemorun.training import CheckpointConfig, OptimConfig, ParallelismConfig, T
 GPUS_OF_A_NODE = 8
 Recompute = Literal["none", "selective", "full"]
 Peft = Literal["lora"]
+TextPath = str | list[str | Path] | dict[str, float] | None
 
 
 def placement(
@@ -35,7 +37,7 @@ def placement(
 def pretraining(
     model: GPTConfig,
     place: tuple[int, int],
-    data_path: str | list[str] | dict[str, float] | None,
+    data_path: TextPath,
     tokenizer_path: str | None,
     max_steps: int,
     *,

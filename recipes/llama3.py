@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from nemorun.config import Partial, factory
 from nemorun.llm.shapes import llama3_8b, llama3_70b
-from nemorun.recipes.common import Peft, finetuning, placement, pretraining
+from nemorun.recipes.common import Peft, TextPath, finetuning, placement, pretraining
 from nemorun.training import ParallelismConfig
 
 
 @factory
 def llama3_8b_pretrain(
-    data_path: str | list[str] | dict[str, float] | None = None,
+    data_path: TextPath = None,
     tokenizer_path: str | None = None,
     max_steps: int = 300_000,
     num_gpus: int | None = None,
@@ -79,7 +79,7 @@ def llama3_8b_finetune(
 
 @factory
 def llama3_70b_pretrain(
-    data_path: str | list[str] | dict[str, float] | None = None,
+    data_path: TextPath = None,
     tokenizer_path: str | None = None,
     max_steps: int = 300_000,
     num_gpus: int | None = None,

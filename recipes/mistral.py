@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from nemorun.config import Partial, factory
 from nemorun.llm.shapes import mistral_7b
-from nemorun.recipes.common import Peft, finetuning, placement, pretraining
+from nemorun.recipes.common import Peft, TextPath, finetuning, placement, pretraining
 from nemorun.training import ParallelismConfig
 
 
 @factory
 def mistral_7b_pretrain(
-    data_path: str | list[str] | dict[str, float] | None = None,
+    data_path: TextPath = None,
     tokenizer_path: str | None = None,
     max_steps: int = 300_000,
     num_gpus: int | None = None,

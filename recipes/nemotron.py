@@ -5,13 +5,13 @@ from __future__ import annotations
 from nemorun.config import Partial, factory
 from nemorun.llm.shapes import nemotron_4_15b as shape_15b
 from nemorun.llm.shapes import nemotron_4_340b as shape_340b
-from nemorun.recipes.common import Peft, finetuning, placement, pretraining
+from nemorun.recipes.common import Peft, TextPath, finetuning, placement, pretraining
 from nemorun.training import ParallelismConfig
 
 
 @factory
 def nemotron_4_15b(
-    data_path: str | list[str] | dict[str, float] | None = None,
+    data_path: TextPath = None,
     tokenizer_path: str | None = None,
     max_steps: int = 300_000,
     num_gpus: int | None = None,
@@ -84,7 +84,7 @@ def nemotron_4_15b_finetune(
 
 @factory
 def nemotron_4_340b(
-    data_path: str | list[str] | dict[str, float] | None = None,
+    data_path: TextPath = None,
     tokenizer_path: str | None = None,
     max_steps: int = 300_000,
     num_gpus: int | None = None,
