@@ -28,6 +28,7 @@ def finetune(
     checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
     log: LogConfig = LogConfig(),  # noqa: B008
     base: str | Path | None = None,
+    export: bool = False,
 ) -> dict[str, float]:
     """Train a language model on examples: all of its weights, or adapters where `model.lora.enabled`.
 
@@ -43,6 +44,8 @@ def finetune(
         log: Where metrics go.
         base: A Hugging Face folder (config.json and .safetensors) whose weights the first step starts from.
             None: first weights by `trainer.seed`.
+        export: At the end, write the whole model, with its adapters merged, to `model` in the results, as a
+            Hugging Face folder. Adapters alone are always written, to `adapter`, as PEFT does it.
 
     Returns:
         The last step's `step`, `loss`, `val_loss`, `lr`, `grad_norm` and `tokens_per_second` (of all ranks).
@@ -59,9 +62,10 @@ def finetune(
     from nemorun.llm.run import train
     from nemorun.training.distributed import join
 
+    data = with_examples(data)
     with join(trainer) as ranks:
         return train(
-            ranks, model, trainer, with_examples(data), optim, parallelism, checkpoint, log, base=base
+            ranks, model, trainer, data, optim, parallelism, checkpoint, log, base=base, export=export
         )
 
 

@@ -26,6 +26,7 @@ def pretrain(
     checkpoint: CheckpointConfig = CheckpointConfig(),  # noqa: B008
     log: LogConfig = LogConfig(),  # noqa: B008
     sample: str | None = "def ",
+    export: bool = False,
 ) -> dict[str, float]:
     """Train a language model from its first weights, or on from its newest checkpoint.
 
@@ -40,6 +41,7 @@ def pretrain(
         checkpoint: When to save; a run whose folder holds a checkpoint goes on from it.
         log: Where metrics go.
         sample: Start of a text that the trained model continues at the end. None: no sample.
+        export: At the end, write the model to `model` in the results, as a Hugging Face folder.
 
     Returns:
         The last step's `step`, `loss`, `val_loss`, `lr`, `grad_norm` and `tokens_per_second` (of all ranks).
@@ -57,7 +59,7 @@ def pretrain(
     from nemorun.training.distributed import join
 
     with join(trainer) as ranks:
-        return train(ranks, model, trainer, data, optim, parallelism, checkpoint, log, sample)
+        return train(ranks, model, trainer, data, optim, parallelism, checkpoint, log, sample, export=export)
 
 
 def resources(

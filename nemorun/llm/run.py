@@ -12,7 +12,7 @@ from torch import Tensor
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data import DataConfig, FinetuneData, FinetuneDataConfig, Prefetched, PretrainData
 from nemorun.llm.generation import generate
-from nemorun.llm.huggingface import check_base, read_model
+from nemorun.llm.huggingface import check_base, read_model, write_adapter, write_model
 from nemorun.llm.model import GPTModel
 from nemorun.training.config import (
     CheckpointConfig,
@@ -40,6 +40,7 @@ def train(
     log: LogConfig,
     sample: str | None = None,
     base: str | Path | None = None,
+    export: bool = False,
 ) -> dict[str, float]:
     """See `nemorun.llm.pretrain` and `nemorun.llm.finetune`, which have checked these."""
     seq_length = data.seq_length or model.seq_length
@@ -65,6 +66,7 @@ def train(
     )
     with contextlib.closing(Prefetched(text, data.prefetch)) as batches:
         result = training.fit(GPTModel(model), batches, _filling(base, model, shown))
+    _export(training, model, base, results_folder(log), export, shown)
     whole = layout.stages == layout.context_ranks == 1
     if sample is not None and whole and isinstance(text, PretrainData) and text.is_bytes:
         continued = generate(
@@ -103,6 +105,24 @@ def _filling(
         read_model(base, parameters, model)
 
     return fill
+
+
+def _export(
+    training: Loop,
+    model: GPTConfig,
+    base: str | Path | None,
+    folder: Path,
+    export: bool,
+    shown: Callable[[str], None],
+) -> None:
+    """Adapters always, being small; the whole model where that is asked for."""
+    parameters = {name: one for piece in training.pieces for name, one in piece.named_parameters()}
+    if model.lora.enabled:
+        write_adapter(folder / "adapter", parameters, model, base=base, overwrite=True)
+        shown(f"adapter  {folder / 'adapter'}")
+    if export:
+        write_model(folder / "model", parameters, model, tokenizer=base, overwrite=True)
+        shown(f"model    {folder / 'model'}")
 
 
 def _silent(text: str) -> None:

@@ -85,18 +85,19 @@ def write_adapter(
     config: GPTConfig,
     *,
     base: str | Path | None = None,
+    overwrite: bool = False,
     group: dist.ProcessGroup | None = None,
 ) -> None:
     """Write the adapters, in float32, to a new folder that PEFT loads. Every rank of `group` calls it.
 
-    `base` is the model that they were trained on: a folder, or a name on the hub. Raises TrainingError, on
-    all ranks alike.
+    `base` is the model that they were trained on: a folder, or a name on the hub. `overwrite` lets it take
+    the place of a folder that is there already. Raises TrainingError, on all ranks alike.
     """
     entries = list(adapter_entries(config))
     names = [entry.name for entry in entries]
     gatherer = Gatherer(names, parameters, group)
     gatherer.require(names)
-    with publishing(Path(folder), gatherer) as target:
+    with publishing(Path(folder), gatherer, overwrite) as target:
         found: dict[str, Tensor] = {}
         for entry in entries:
             whole = gatherer.take(entry.name, entry.shape)

@@ -18,12 +18,13 @@ from nemorun.llm.huggingface.gathering import Gatherer
 class Target:
     """The folder that is being written, on the first rank; on the others every call does nothing."""
 
-    def __init__(self, folder: Path, writes: bool) -> None:
+    def __init__(self, folder: Path, writes: bool, overwrite: bool) -> None:
         self.folder = folder.expanduser().absolute()
         self.partial = self.folder.with_name(f".{self.folder.name}.partial")
         self.problem: str | None = None
         """What went wrong first. The ranks go on to the end together, and are told then."""
         self._writes = writes
+        self._overwrite = overwrite
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         with self._attempt() as wanted:
@@ -46,7 +47,7 @@ class Target:
 
     def begin(self) -> None:
         with self._attempt() as wanted:
-            if wanted and self.folder.exists():
+            if wanted and self.folder.exists() and not self._overwrite:
                 self.problem = f"{self.folder} exists already: name a new folder, or remove it first"
             elif wanted:
                 shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
@@ -54,7 +55,13 @@ class Target:
 
     def publish(self) -> None:
         with self._attempt() as wanted:
-            if wanted:
+            if wanted and self.folder.exists():
+                old = self.folder.with_name(f".{self.folder.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                self.folder.rename(old)
+                self.partial.rename(self.folder)
+                shutil.rmtree(old)
+            elif wanted:
                 self.partial.rename(self.folder)
 
     def abandon(self) -> None:
@@ -71,9 +78,9 @@ class Target:
 
 
 @contextmanager
-def publishing(folder: Path, gatherer: Gatherer) -> Iterator[Target]:
+def publishing(folder: Path, gatherer: Gatherer, overwrite: bool) -> Iterator[Target]:
     """Collective. Raises TrainingError on all ranks if the first cannot write, and then nothing stays."""
-    target = Target(folder, gatherer.first)
+    target = Target(folder, gatherer.first, overwrite)
     target.begin()
     gatherer.agree(target.problem)
     try:

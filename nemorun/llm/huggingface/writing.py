@@ -43,12 +43,13 @@ def write_model(
     max_shard_bytes: int = 5_000_000_000,
     tokenizer: str | Path | None = None,
     architecture: str | None = None,
+    overwrite: bool = False,
     group: dist.ProcessGroup | None = None,
 ) -> None:
     """Write the model to a new folder. Every rank of `group` calls it with the parameters that it has.
 
     Args:
-        folder: Made by the first rank, whole or not at all.
+        folder: A new folder, made by the first rank, whole or not at all.
         parameters: This rank's, plain tensors or DTensors, by their global names.
         config: The whole model.
         dtype: Of the tensors in the files.
@@ -57,6 +58,7 @@ def write_model(
         max_shard_bytes: Of one file; a larger parameter has a file of its own.
         tokenizer: A folder whose tokenizer is copied, with the token ids of its config.json.
         architecture: Class of transformers. None: the tokenizer's folder's if it fits, else by shape.
+        overwrite: Take the place of a folder that is there already.
 
     Raises:
         TrainingError: on all ranks alike, also where only the first could not write.
@@ -76,7 +78,7 @@ def write_model(
             if whole is not None:
                 yield from split(whole, entry, DTYPES[dtype])
 
-    with publishing(Path(folder), gatherer) as target:
+    with publishing(Path(folder), gatherer, overwrite) as target:
         file_of: dict[str, str] = {}
         total = 0
         for number, shard in enumerate(shards, start=1):

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nemorun.errors import ConfigError
 from nemorun.llm import FinetuneDataConfig, GPTConfig, GPTModel, finetune
 from nemorun.llm import run as rank_program
 from nemorun.llm.config import LoraConfig
-from nemorun.llm.huggingface import check_base, read_config, read_model
+from nemorun.llm.huggingface import check_base, read_adapter, read_config, read_lora, read_model
 from nemorun.training import LogConfig, TrainerConfig
 from tests.llm.huggingface.blank import blank
 from tests.llm.huggingface.test_models import theirs
@@ -49,6 +50,7 @@ def test_adapters_are_trained_on_the_base_and_go_on_without_it(
             FinetuneDataConfig(train_data=examples, global_batch_size=2),
             log=LogConfig(dir=tmp_path / "results", tensorboard=False),
             base=base,
+            export=steps == 3,
         )
 
     assert run(2)["step"] == 2
@@ -58,10 +60,25 @@ def test_adapters_are_trained_on_the_base_and_go_on_without_it(
     assert all(torch.equal(found[name], one) for name, one in expected.items())
     assert any(one.any() for name, one in found.items() if name.endswith("lora_b"))
 
-    shutil.rmtree(base)  # its checkpoint is enough
+    adapter = tmp_path / "results" / "adapter"
+    assert read_lora(adapter) == config.lora
+    first = load_file(adapter / "adapter_model.safetensors")
+
+    shutil.move(base, tmp_path / "moved")  # its checkpoint is enough
     assert run(3)["step"] == 3
     again = dict(made[1].named_parameters())
     assert all(torch.equal(again[name], one) for name, one in expected.items())
+    second = load_file(adapter / "adapter_model.safetensors")
+    assert first.keys() == second.keys() and any(not torch.equal(first[name], second[name]) for name in first)
+
+    merged, parameters = blank(replace(config, lora=LoraConfig()))
+    read_model(tmp_path / "results" / "model", parameters, config)
+    tokens = torch.arange(10)[None]
+    trained, parameters = blank(config)
+    read_model(tmp_path / "moved", parameters, config)
+    read_adapter(adapter, parameters, config)
+    with torch.no_grad():  # the exported model is in bfloat16
+        torch.testing.assert_close(merged(tokens), trained(tokens), rtol=0.05, atol=0.05)
 
 
 def test_a_base_of_another_shape_is_refused_with_both(base: Path) -> None:
