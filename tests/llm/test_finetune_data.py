@@ -192,6 +192,12 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
         ChatTemplate(source, {}, "template").render(TALK["messages"])
 
 
+def test_a_template_that_asks_for_the_day_gets_the_same_each_day(tmp_path: Path) -> None:
+    own = "{{ strftime_now('%d %b %Y') }}: {% for m in messages %}{{ m.content }}{% endfor %}"
+    record = {"prompt": "p", "completion": "c"}
+    assert one_example(record, tmp_path, "bytes", chat_template=own) == ("26 Jul 2024: pc", "c")
+
+
 def test_a_template_that_rewrites_earlier_turns_is_refused_line_by_line() -> None:
     source = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match=r"writes messages\[2\] otherwise .*generation.*train_on=all"):
@@ -397,6 +403,11 @@ def test_the_steps_of_some_epochs(config: FinetuneDataConfig) -> None:
     config.packing = False
     data = data_of(config)
     assert (data.steps(1), data.steps(2), data.steps(0.5)) == (14, 27, 7)  # 54 rows, 4 a step
+    assert "an epoch is 54 rows" in str(data)
+    config.packing, config.packing_window = True, 2  # more windows than are looked at
+    rows = data_of(config)._order.count(0)
+    about = int(str(data_of(config)).split("about ")[1].split()[0])
+    assert about == pytest.approx(rows, rel=0.3)
 
 
 def test_validation_data_of_its_own(config: FinetuneDataConfig, tmp_path: Path) -> None:

@@ -208,6 +208,15 @@ def test_a_text_in_another_encoding_is_named_by_its_file(tokenizer_folder: Path,
         tokenize([tmp_path / "latin.txt"], tmp_path / "out", encoder)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "b.txt.gz", "c.jsonl.zst"])
+def test_what_is_no_text_is_not_read_as_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / name).write_bytes(b"PAR1")
+    for source in (tmp_path / "corpus", tmp_path / "corpus" / name):
+        with pytest.raises(TrainingError, match=f"{name} is no text: "):
+            tokenize([source], tmp_path / "out", BYTES)
+
+
 def test_a_wrong_key_is_noticed_early(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "a.jsonl", [{"content": "x"}] * 5000)
     with pytest.raises(TrainingError, match=r"1,001 bad lines, 0 good so far, so the rest was not read"):

@@ -144,4 +144,5 @@ def test_the_hub_is_asked_for_a_model_that_is_no_folder(tokenizer_folder: Path, 
     finally:
         server.shutdown()
         server.server_close()
-    assert ask("me/tok", HF_HUB_OFFLINE="1").stdout == done.stdout, "without a network, what was fetched is used"
+    again = ask("me/tok", HF_HUB_OFFLINE="1")  # without a network, what was fetched is used
+    assert again.stdout == done.stdout

@@ -15,6 +15,20 @@ from nemorun.training.errors import TrainingError
 
 _NO_SOURCES = frozenset({"site-packages", "dist-packages", "test", "tests", "__pycache__"})
 _LINES = (".jsonl", ".jsonl.gz")
+_NOT_TEXT = (
+    ".parquet",
+    ".arrow",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".npy",
+    ".npz",
+    ".bin",
+)
 
 
 class BadLine(NamedTuple):
@@ -60,7 +74,7 @@ def files_of(path: str | Path | None, name: str, *, lines_only: bool = False) ->
         return sorted(found)
     root = Path(path).expanduser().absolute()
     if root.is_file():
-        return [root]
+        return [_text(root)]
     if not root.is_dir():
         raise TrainingError(f"{name}={path} does not exist on this machine ({root})")
     found = [f for f in root.rglob("*") if not _hidden(f.relative_to(root)) and f.is_file()]
@@ -68,7 +82,7 @@ def files_of(path: str | Path | None, name: str, *, lines_only: bool = False) ->
         found = [f for f in found if f.name.endswith(_LINES)]
     if not found:
         raise TrainingError(f"{name}={path} is a folder without any {'.jsonl ' if lines_only else ''}file")
-    return sorted(found)
+    return [_text(file) for file in sorted(found)]
 
 
 def describe(path: str | Path | None) -> str:
@@ -135,6 +149,16 @@ def read_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"a JSON object is needed, not {type(found).__name__}")
     return found
+
+
+def _text(file: Path) -> Path:
+    """Raises TrainingError for a file that is known not to be text."""
+    if file.suffix.lower() in _NOT_TEXT and not file.name.endswith(_LINES):
+        raise TrainingError(
+            f"{file} is no text: .txt, .jsonl and .jsonl.gz files are read, and others as one text each. "
+            "Convert it, or keep it elsewhere"
+        )
+    return file
 
 
 def _hidden(path: Path) -> bool:

@@ -67,12 +67,13 @@ class FinetuneData:
         self._rows = self._order.after(self._place)
 
     def __str__(self) -> str:
-        rows = self._order.count(0)
+        rows, exact = self._order.about()
         length = self.seq_length
         places = int(self._order.lengths.sum())
         text = (
             f"{len(self._examples):,} examples to train on, {len(self._val_examples):,} to validate on; "
-            f"an epoch is {rows:,} rows of {length:,} tokens, {places / (rows * length):.0%} full, or "
+            f"an epoch is {'' if exact else 'about '}{rows:,} rows of {length:,} tokens, "
+            f"{places / (rows * length):.0%} full, or "
             f"{rows / self.config.global_batch_size:,.1f} steps"
         )
         if self._cut:

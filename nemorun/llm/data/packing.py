@@ -14,6 +14,9 @@ from nemorun.llm.data.stream import Row, positions
 from nemorun.llm.data.token_files import TokenFiles
 from nemorun.training.loss import IGNORE
 
+_LOOKED_AT = 20
+"""Windows by which a long epoch is judged."""
+
 
 def first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     """Rows of places in `lengths`, each of at most `room` in all; what is longer has a row for itself.
@@ -90,8 +93,15 @@ class RowOrder:
                 epoch, window = epoch + 1, 0
 
     def count(self, epoch: int) -> int:
-        """Rows of an epoch."""
+        """Rows of an epoch: some seconds for a million examples."""
         return sum(len(self.rows(epoch, window)) for window in range(self.windows))
+
+    def about(self) -> tuple[int, bool]:
+        """Rows of the first epoch, judged by its first windows where it has many; whether that is exact."""
+        if self.windows <= _LOOKED_AT or not self.window:
+            return (self.count(0) if self.window else len(self.lengths)), True
+        rows = sum(len(self.rows(0, window)) for window in range(_LOOKED_AT))
+        return round(rows * len(self.lengths) / (_LOOKED_AT * self.window)), False
 
     @property
     def _size(self) -> int:
