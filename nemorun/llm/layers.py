@@ -24,7 +24,9 @@ class Linear(nn.Module):
     They share `lora_b` [out, R] row by row, and each has its own R rows of `lora_a` [targets x R, in].
     """
 
-    def __init__(self, inputs: int, row_targets: list[int], targets: tuple[str, ...], lora: LoraConfig) -> None:
+    def __init__(
+        self, inputs: int, row_targets: list[int], targets: tuple[str, ...], lora: LoraConfig
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(len(row_targets), inputs))
         self.targets = targets
@@ -99,7 +101,7 @@ def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (k, k + width / 2) of `x` [B, S, heads, K] by each position's angles, in float32.
+    """Turn the channel pairs (k, k + width / 2) of `x` [B, S, heads, K] by its position's angles, in float32.
 
     Channels beyond the angles' width stay. cos and sin: [S, width / 2] or [B, S, width / 2].
     """

@@ -94,8 +94,8 @@ class ExpertFeedForward(Experts):
         super().__init__(config)
         self.region = WHOLE
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.region.leave(super().forward(self.region.enter(x)))
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return self.region.leave(super().forward(self.region.enter(x), valid))
 
 
 def feed_forward(config: GPTConfig) -> nn.Module:
@@ -138,7 +138,7 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """[B, S, D] -> logits [B, S, V], or the sum of the losses; tensor-parallel ranks divide the vocabulary."""
+    """[B, S, D] -> logits [B, S, V], or the sum of the losses; tensor-parallel ranks divide V."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class GPTModel(TrainableModel):
         cos, sin = rotary(positions, self.config)
         for block in self.blocks.values():
             x = block(x, cos, sin, inputs.documents)
-        if self.head is None:
+        if self.head is None or self.norm is None:
             return x
         return self.head(self.region.enter(self.norm(x)), inputs.labels)
 
@@ -224,14 +224,20 @@ class GPTModel(TrainableModel):
 
     def hidden_shape(self, tokens: torch.Size) -> tuple[int, ...]:
         rows, length = tokens
-        return rows, length // (self.region.ranks if self.region.splits_sequence else 1), self.config.hidden_size
+        return (
+            rows,
+            length // (self.region.ranks if self.region.splits_sequence else 1),
+            self.config.hidden_size,
+        )
 
     def ends(self) -> list[list[nn.Module]]:
         # A tied head shares its weight with the embedding: both stay with the root.
         if self.config.tie_embeddings:
             return []
         found: list[list[nn.Module]] = [[self.embedding]] if self.embedding is not None else []
-        return [*found, [self.norm, self.head]] if self.head is not None else found
+        if self.norm is not None and self.head is not None:
+            found.append([self.norm, self.head])
+        return found
 
     def expert_layers(self) -> list[ExpertLayer]:
         return [module for module in self.modules() if isinstance(module, Experts)]

@@ -20,8 +20,8 @@ class Batch:
     labels: Tensor
     """[B, S] int64: the token that follows each, or `nemorun.training.loss.IGNORE` where none is learned."""
     positions: Tensor | None = None
-    """[B, S] int64: the place of each token in its document, from 0 at each first. No token attends to another
-    document of its row. Padding is a document as well. None: a row is one document."""
+    """[B, S] int64: the place of each token in its document, from 0 at each first. No token attends to
+    another document of its row. Padding is a document as well. None: a row is one document."""
 
 
 @dataclass

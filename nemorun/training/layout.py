@@ -50,9 +50,7 @@ class Layout:
         kept = {n: size for n, size in sizes.items() if size > 1 or (n == "shard" and self.shares_weights)}
         if not kept:
             return None
-        return init_device_mesh(
-            self.ranks.device.type, tuple(kept.values()), mesh_dim_names=tuple(kept)
-        )
+        return init_device_mesh(self.ranks.device.type, tuple(kept.values()), mesh_dim_names=tuple(kept))
 
     def _context_group(self) -> dist.ProcessGroup | None:
         """The ranks that divide this rank's sequences."""

@@ -15,8 +15,12 @@ from nemorun.training.batch import Inputs
 class ExpertLayer(Protocol):
     """A mixture of experts: its own parameters are the experts', and its router's are not."""
 
-    router: nn.Module
-    gate_up: Tensor
+    @property
+    def router(self) -> nn.Module: ...
+
+    @property
+    def gate_up(self) -> Tensor:
+        """[E, ...]"""
 
     def begin_step(self, scale: Tensor) -> None:
         """Weigh the loss that keeps the load even by `scale` for each token, and count from zero."""
@@ -51,7 +55,7 @@ class TrainableModel(nn.Module):
 
     @abstractmethod
     def keep(self, blocks: Iterable[str], first: bool, last: bool) -> None:
-        """Become the piece with these blocks, the embedding if it is the first, the head if it is the last."""
+        """Become the piece with these blocks, and the embedding if it is the first, the head if the last."""
 
     @abstractmethod
     def hidden_shape(self, tokens: torch.Size) -> tuple[int, ...]:

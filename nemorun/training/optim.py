@@ -74,7 +74,9 @@ def _parts(parameter: Tensor) -> int:
     if not isinstance(parameter, DTensor):
         return 1
     mesh, placements = parameter.device_mesh, parameter.placements
-    return math.prod(mesh.size(dim) for dim, place in enumerate(placements) if place.is_shard() or _strided(place))
+    return math.prod(
+        mesh.size(dim) for dim, place in enumerate(placements) if place.is_shard() or _strided(place)
+    )
 
 
 def _strided(placement: Any) -> bool:

@@ -64,14 +64,21 @@ class Optimizer(torch.optim.Optimizer):
         }
         if self.moments == torch.float32:
             torch._fused_adamw_(
-                *tensors, [], steps, **settings, amsgrad=False, maximize=False, grad_scale=divisor, found_inf=skip
+                *tensors,
+                [],
+                steps,
+                **settings,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=divisor,
+                found_inf=skip,
             )
         else:
             lr = torch.tensor(settings.pop("lr"))  # a tensor, so that another rate compiles nothing anew
             for tensor in zip(*tensors, steps, strict=True):
                 adamw(*tensor, lr=lr, divisor=divisor, skip=skip, **settings)
         if skip is not None:
-            torch._foreach_sub_(steps, skip)  # a step that was left out does not count
+            torch._foreach_add_(steps, skip, alpha=-1)  # a step that was left out does not count
 
     def _muon(
         self, parameters: list[Any], group: dict[str, Any], divisor: Tensor | None, skip: Tensor | None
@@ -146,7 +153,7 @@ def adamw(
 
 
 def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:
-    """Nearly U V^T of each matrix x = U S V^T [..., rows, columns], by Newton-Schulz steps (bfloat16 on GPUs)."""
+    """Nearly U V^T of each matrix x = U S V^T [..., rows, columns], by Newton-Schulz (bf16 on GPUs)."""
     a, b, c = _NEWTON_SCHULZ
     turned = x.shape[-2] > x.shape[-1]
     y = x.mT if turned else x

@@ -30,6 +30,7 @@ from nemorun.training.distributed import Ranks
 from nemorun.training.initialization import initialize, take_part
 from nemorun.training.layout import Layout, submesh
 from nemorun.training.model import TrainableModel
+from nemorun.training.optimizer import part
 from nemorun.training.tensor_parallel import Region
 
 
@@ -105,14 +106,11 @@ def _divide_matrices(model: TrainableModel, layout: Layout) -> None:
         "context_group": layout.context_group,
         "expert_group": layout.expert_group,
     }
+    settings = {"region": region, "tensor_ranks": layout.tensor_ranks, **groups}
     for module in model.modules():
-        if hasattr(module, "region"):
-            module.region = region
-        if hasattr(module, "tensor_ranks"):
-            module.tensor_ranks = layout.tensor_ranks
-        for name, group in groups.items():
+        for name, value in settings.items():
             if hasattr(module, name):
-                setattr(module, name, group)
+                setattr(module, name, value)
     for name, parameter in list(model.named_parameters()):
         experts = model.expert_dim(name) if layout.expert_group else None
         if region.group is None and experts is None:
@@ -198,20 +196,19 @@ def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None
     fully_shard(model, mesh=mesh, **settings)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # The loss is divided by the valid tokens of all ranks, so gradients are added up and not averaged.
+            # The loss is divided by the valid tokens of all ranks: gradients are added up, not averaged.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _shard_experts(
-    model: TrainableModel, mesh: DeviceMesh, layout: Layout, settings: dict[str, Any]
-) -> None:
+def _shard_experts(model: TrainableModel, mesh: DeviceMesh, layout: Layout, settings: dict[str, Any]) -> None:
     """Experts' weights are shared by fewer ranks than other weights: they are units of their own."""
     expert_mesh = submesh(layout.experts, "replicate", "shard")
     own = expert_mesh.size(-1)
     for layer in model.expert_layers():
         fully_shard(layer.router, mesh=mesh, **settings)
         # A rank may hold fewer experts than the ranks that are to share them.
-        few = layer.gate_up.to_local().shape[0] < own
+        few = part(layer.gate_up).shape[0] < own
         dim = (lambda parameter: Shard(1)) if few else None
+        assert isinstance(layer, nn.Module)
         fully_shard(layer, mesh=expert_mesh, shard_placement_fn=dim, **settings)

@@ -65,7 +65,7 @@ class Pipeline:
         self.holders = [_Stage(piece) for piece in pieces]
         for holder in self.holders:
             if isinstance(holder.model, FSDPModule):
-                # The schedule exchanges gradients once, after the last micro-batch, if it sees a sharded module.
+                # The schedule exchanges gradients once, after the last micro-batch, if it sees it sharded.
                 fully_shard(holder, mesh=submesh(layout.weights, "replicate", "shard"))
         self._schedules: dict[tuple[int, torch.Size], Any] = {}
 
@@ -93,7 +93,7 @@ class Pipeline:
             return self._schedules[count, shape]
         layout = self.layout
         number_of_stages = layout.stages * layout.parallelism.virtual_pipeline
-        stages = [
+        stages: list[Any] = [
             PipelineStage(
                 holder,
                 layout.stage + place * layout.stages,
@@ -142,7 +142,9 @@ class _Stage(nn.Module):
 
     def takes(self, shape: torch.Size) -> Tensor:
         """Shape and type of what it is given, without values."""
-        return torch.empty(shape, dtype=torch.int64, device="meta") if self.model.first else self._hidden(shape)
+        return (
+            torch.empty(shape, dtype=torch.int64, device="meta") if self.model.first else self._hidden(shape)
+        )
 
     def gives(self, shape: torch.Size) -> Tensor:
         return torch.empty(1, device="meta", requires_grad=True) if self.model.last else self._hidden(shape)

@@ -5,7 +5,7 @@
     python scripts/bench/layouts.py --rows fsdp2 tp2   some
 
 The same weights (by seed) and the same tokens everywhere, so the losses must agree; bf16 leaves them some
-thousandths apart. Prints losses, speed and peak memory, and the largest difference from the model's first row.
+thousandths apart. Prints losses, speed and peak memory, and the largest difference from the first row.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ ROWS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--layers", type=int, help="fewer layers, to try the script")

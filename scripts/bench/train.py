@@ -52,11 +52,15 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["pretrain", "lora", "packed"])
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after 5 that are not")
     parser.add_argument("--layers", type=int, help="fewer layers, to try the script")
-    parser.add_argument("--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="change all rows")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="change all rows"
+    )
     parser.add_argument("--trace", metavar="FILE", help="write a profile of one step of the first row")
     parser.add_argument("--no-floor", action="store_true", help="do not measure the limits")
     parser.add_argument("--json", metavar="FILE")
@@ -82,7 +86,7 @@ def main() -> None:
 def table(results: dict[str, Any]) -> str:
     lines = [
         f"{results['gpu']}, torch {results['torch']}",
-        f"{'row':<22} {'tokens/s/GPU':>12} {'floor':>8} {'ratio':>6} {'p99/median':>10} {'GiB':>6} {'first step':>10}",
+        f"{'row':<22} {'tokens/s/GPU':>12} {'floor':>8} {'ratio':>6} {'p99/median':>10} {'GiB':>6} first step",
     ]
     for name, row in results["rows"].items():
         if "error" in row:
@@ -117,8 +121,11 @@ def start(row: dict[str, Any], gpus: int) -> dict[str, Any]:
             ranks.append(
                 subprocess.Popen(
                     [sys.executable, __file__, "--rank", what],
-                    env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                )  # fmt: skip
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
             )
         outputs = [rank.communicate()[0] for rank in ranks]
     for line in reversed(outputs[0].splitlines()):
@@ -135,7 +142,13 @@ def train(row: dict[str, Any]) -> None:
 
     from nemorun.llm import GPTConfig, GPTModel
     from nemorun.llm.config import LoraConfig
-    from nemorun.training.config import CheckpointConfig, LogConfig, OptimConfig, ParallelismConfig, TrainerConfig
+    from nemorun.training.config import (
+        CheckpointConfig,
+        LogConfig,
+        OptimConfig,
+        ParallelismConfig,
+        TrainerConfig,
+    )
     from nemorun.training.distributed import join
     from nemorun.training.loop import Loop
 
@@ -168,7 +181,9 @@ def train(row: dict[str, Any]) -> None:
                     result = super()._train_step(batches)
                     torch.cuda.synchronize()
                 Path(profile).write_text(
-                    profiler.key_averages().table(sort_by="cuda_time_total", row_limit=60, max_name_column_width=90)
+                    profiler.key_averages().table(
+                        sort_by="cuda_time_total", row_limit=60, max_name_column_width=90
+                    )
                 )
             else:
                 result = super()._train_step(batches)
@@ -187,9 +202,13 @@ def train(row: dict[str, Any]) -> None:
         trainer.log_interval = 1
     with join(trainer) as ranks:
         loop = Timed(
-            trainer, OptimConfig(**parts["optim"]), ParallelismConfig(**parts["parallelism"]), CheckpointConfig(),
-            LogConfig(dir=row["folder"], tensorboard=False), ranks,
-        )  # fmt: skip
+            trainer,
+            OptimConfig(**parts["optim"]),
+            ParallelismConfig(**parts["parallelism"]),
+            CheckpointConfig(),
+            LogConfig(dir=row["folder"], tensorboard=False),
+            ranks,
+        )
         data = Random(row, length, config.vocab_size, loop.layout)
         result = loop.fit(GPTModel(config), data)
         torch.cuda.synchronize()
@@ -297,7 +316,10 @@ def floor_seconds(config: Any, row: dict[str, Any], length: int) -> float:
     def attention() -> float:
         rows, span = (row["rows"], length)
         q = torch.randn(rows, heads, span, k, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        kv = [torch.randn(rows, groups, span, k, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in "kv"]
+        kv = [
+            torch.randn(rows, groups, span, k, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            for _ in "kv"
+        ]
         grad = torch.randn_like(q)
 
         def run() -> None:

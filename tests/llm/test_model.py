@@ -7,8 +7,8 @@ import torch
 
 from nemorun.errors import ConfigError
 from nemorun.llm import GPTConfig, GPTModel
-from nemorun.llm.generation import generate
 from nemorun.llm.config import LoraConfig, RopeScaling
+from nemorun.llm.generation import generate
 from nemorun.llm.layers import rotary, rotate
 from nemorun.training.batch import Inputs
 from nemorun.training.config import ParallelismConfig
@@ -110,7 +110,9 @@ def test_adapters_begin_as_nothing_and_train_alone() -> None:
 
 
 def test_each_adapted_matrix_has_its_own_rows() -> None:
-    config = tiny(lora=LoraConfig(enabled=True, rank=2, alpha=6.0, targets=("q_proj", "v_proj")), num_query_groups=2)
+    config = tiny(
+        lora=LoraConfig(enabled=True, rank=2, alpha=6.0, targets=("q_proj", "v_proj")), num_query_groups=2
+    )
     qkv = made(config).blocks["0"].attention.qkv
     generator = torch.Generator().manual_seed(5)
     for parameter in (qkv.lora_a, qkv.lora_b):
@@ -142,7 +144,7 @@ def test_stretched_wavelengths_leave_the_short_ones() -> None:
     plain = tiny(rope_theta=10000.0)
     at_one = torch.ones(1)
     angle, before = (torch.atan2(*reversed(rotary(at_one, c)))[0] for c in (config, plain))
-    # The context turns 32 x (1, 0.1, 0.01, 0.001) / 2 pi times: 5.1 stays; 0.51, 0.05 and 0.005 are an eighth.
+    # The context turns 32 x (1, 0.1, 0.01, 0.001) / 2 pi times: 5.1 stays; 0.51 and less are an eighth.
     torch.testing.assert_close(angle, before * torch.tensor([1, 1 / 8, 1 / 8, 1 / 8]))
 
 

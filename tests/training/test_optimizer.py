@@ -106,7 +106,9 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest() -> None:
     assert isinstance(optimizer, Optimizer)
     # AdamW's first step is the rate times the sign of each gradient.
     for name in ("embedding.weight", "head.weight", "norm.weight"):
-        torch.testing.assert_close(changes[name].abs(), torch.full_like(changes[name], 1e-2), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            changes[name].abs(), torch.full_like(changes[name], 1e-2), rtol=1e-3, atol=0
+        )
     down = changes["blocks.0.feed_forward.down.weight"]
     values = torch.linalg.svdvals(down / (1e-2 * 0.2 * max(down.shape) ** 0.5))
     assert ((values > 0.6) & (values < 1.3)).all()
