@@ -46,6 +46,10 @@ def train(
     seq_length = data.seq_length or model.seq_length
     training = Loop(trainer, optim, parallelism, checkpoint, log, ranks)
     layout = training.layout
+    training.flops_per_token = (
+        model.flops_per_token(seq_length),
+        model.flops_per_token(seq_length, causal=True),
+    )
     shown = say if ranks.first else _silent
     shown(
         f"model    {model.num_parameters() / 1e6:,.1f} M parameters, {model.num_layers} layers of "

@@ -30,10 +30,14 @@ from nemorun.training.layout import Layout
 from nemorun.training.loss import IGNORE
 from nemorun.training.metrics import Metrics, results_folder
 from nemorun.training.model import TrainableModel
+from nemorun.training.nan import NanGuard
 from nemorun.training.optim import build_optimizer, gradient_norm, learning_rate
 from nemorun.training.parallel import parallelize, settle_precision
 from nemorun.training.pipeline import Micro, OnePiece, Passes, Pipeline
 from nemorun.training.progress import Clock, say, step_line
+from nemorun.training.speed import peak_memory_gib, speed_of
+from nemorun.training.spikes import LossSpikes
+from nemorun.training.watchdog import Watchdog
 
 
 class Batches(Protocol):
@@ -72,6 +76,8 @@ class Loop:
         self.step = 0
         self.tokens = 0
         """Tokens trained on so far, over all ranks and attempts."""
+        self.flops_per_token: tuple[float, float] | None = None
+        """Of training, attention counted whole and as causal. None: no MFU is given."""
         self._told_to_stop = False
 
     def fit(
@@ -105,8 +111,12 @@ class Loop:
         elif fill:
             fill({name: one for piece in self.pieces for name, one in piece.named_parameters()})
         self.metrics = self._open_metrics()
+        results = results_folder(self.log)
+        self.nan_guard = NanGuard(self.config.on_nan, self.ranks, results, saves=layout.speaks_for_data)
+        self.spikes = LossSpikes()
+        self.watchdog = Watchdog(self.ranks, self.config.hang_timeout, results / "hang")
         try:
-            with self._stop_signals():
+            with self._stop_signals(), self.watchdog:
                 return self._loop(batches)
         finally:
             self.checkpointer.close()
@@ -118,7 +128,10 @@ class Loop:
         if self.step >= end:
             self._say(f"nothing left to train: step {self.step} of {end} is done")
             return self._validate(batches)  # It was written down when the step was done.
-        clock = Clock(self.step, self.tokens)
+        clock = self.clock = Clock(self.step, self.tokens)
+        flops = self.flops_per_token or (0.0, 0.0)
+        speed = speed_of(self.ranks.device, self.ranks.world_size, *flops, first=self.ranks.first)
+        saved = False
         values: dict[str, float] = {}
         while True:
             result = self._train_step(batches)
@@ -129,7 +142,12 @@ class Loop:
             saves = done or stop or _due(self.step, self.checkpoint.interval)
             # Before each save, too: a checkpoint must not hold what came of a loss that is no number.
             if saves or self.step == 1 or _due(self.step, self.config.log_interval):
-                values = self._numbers(result) | {"tokens_per_second": clock.lap(self.step, self.tokens)}
+                values = self._numbers(result) | speed.numbers(clock.lap(self.step, self.tokens))
+                values["data_wait"] = clock.data_wait
+                (values["peak_memory_gib"],) = self.ranks.max(peak_memory_gib(self.ranks.device))
+                if saved:
+                    values["checkpoint_stall"] = self.checkpointer.stall()
+                    saved = False
                 self._say(step_line(self.step, end, values, clock.left(end)))
                 self._write(**values)
             with clock.paused():
@@ -138,6 +156,7 @@ class Loop:
                     values |= found
                     self._write(**found)
                 if saves:
+                    saved = True
                     self._save(batches, needed=done or stop)
             if stop:
                 self._say(f"was told to stop: step {self.step} is saved, and the run can go on from there")
@@ -146,7 +165,10 @@ class Loop:
                 return values
 
     def _train_step(self, batches: Batches) -> _StepResult:
-        micro_batches = batches.next_step()
+        self.watchdog.at("data", self.step + 1)
+        with self.clock.waiting():
+            micro_batches = batches.next_step()
+        self.watchdog.at("forward and backward", self.step + 1)
         # One exchange for both: all ranks stop after the same step, or none does.
         valid, told_to_stop = self.ranks.sum(self._valid(micro_batches), self._told_to_stop)
         scale = torch.full((), 1 / max(valid, 1), device=self.ranks.device)
@@ -154,7 +176,7 @@ class Loop:
         loss_sum = self.passes.train(self._shared_out(micro_batches), scale)
         self.step += 1
         self.tokens += int(valid)
-        norm = self._optimize()
+        norm = self._optimize(micro_batches)
         return _StepResult(loss_sum, norm, valid, self.optimizer.param_groups[0]["lr"], bool(told_to_stop))
 
     def _balance(self, micro_batches: Sequence[Batch]) -> None:
@@ -166,8 +188,9 @@ class Loop:
             for layer in layers:
                 layer.begin_step(scale)
 
-    def _optimize(self) -> Tensor:
+    def _optimize(self, micro_batches: Sequence[Batch]) -> Tensor:
         """Clip the gradient, let the optimizer step, and return the gradient's norm before clipping."""
+        self.watchdog.at("update", self.step)
         rate = learning_rate(self.step, self.optim, self.config.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -175,7 +198,7 @@ class Loop:
         norm = gradient_norm(parameters, self.ranks.world_size // self.layout.stages, self.ranks.device)
         limit = self.optim.grad_clip
         divisor = (norm / limit).clamp(min=1.0) if limit else None
-        skip = (~norm.isfinite()).float() if self.config.on_nan == "skip" else None
+        skip = self.nan_guard.watch(self.step, norm, micro_batches)
         self.optimizer.step(divisor=divisor, skip=skip)
         self.optimizer.zero_grad()
         return norm
@@ -205,6 +228,7 @@ class Loop:
         micro_batches = batches.validation(self.config.val_batches)
         if not micro_batches:
             return {}
+        self.watchdog.at("validation", self.step)
         for piece in self.pieces:
             piece.eval()
         total = self._total(self.passes.evaluate(self._shared_out(micro_batches)))
@@ -216,16 +240,21 @@ class Loop:
 
     def _numbers(self, result: _StepResult) -> dict[str, float]:
         """Fetch the step's numbers from the device, the same on every rank."""
+        self.watchdog.at("log", self.step)
+        left_out = self.nan_guard.report()
         loss = self._total(result.loss_sum) / max(result.valid, 1)
         norm = result.grad_norm.item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not math.isfinite(loss) and self.step not in left_out:
             raise TrainingError(
                 f"stopped: at step {self.step} the loss is {loss} and the gradient's norm {norm}. "
                 "The last checkpoint is from before; a lower optim.lr or a longer optim.warmup_steps may help"
             )
+        if (spike := self.spikes.notice(self.step, loss)) and self.ranks.first:
+            say(spike)
         return {"loss": loss, "lr": result.lr, "grad_norm": norm}
 
     def _save(self, batches: Batches, needed: bool) -> None:
+        self.watchdog.at("checkpoint", self.step, patience=6)
         self.checkpointer.save(self.step, {"tokens": self.tokens, "data": batches.state()}, needed=needed)
 
     @contextlib.contextmanager

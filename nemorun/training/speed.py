@@ -66,7 +66,7 @@ class Speed:
     def numbers(self, tokens_per_second: float) -> dict[str, float]:
         each = tokens_per_second / self.ranks
         found = {"tokens_per_second": tokens_per_second, "tokens_per_second_per_gpu": each}
-        if self.peak:
+        if self.peak and self.flops_per_token:
             found["mfu"] = each * self.flops_per_token / self.peak
             found["mfu_causal"] = each * self.flops_per_token_causal / self.peak
         return found

@@ -84,11 +84,12 @@ def kill(started: list[subprocess.Popen]) -> None:
 
 
 def metrics(folder: Path) -> dict[int, dict[str, float]]:
-    """Step -> its numbers, apart from the speed."""
+    """Step -> its numbers, apart from those of the machine."""
     found: dict[int, dict[str, float]] = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        entry.pop("tokens_per_second", None)
+        of_machine = ("tokens_per_second", "mfu", "data_wait", "peak_memory", "checkpoint_stall")
+        entry = {name: value for name, value in entry.items() if not name.startswith(of_machine)}
         found.setdefault(entry["step"], {}).update(entry)
     return found
 

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from nemorun.job import EXIT_RESUME
 from tests.training.ranks import finish, kill, metrics, start, train, wait_for
@@ -101,9 +102,18 @@ def test_the_last_save_must_not_fail(tmp_path: Path, data: dict[str, str]) -> No
     assert checkpoints(folder) == ["step-00000002"]
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: dict[str, str]) -> None:
-    ranks = start(tmp_path / "results", 1, optim={"lr": 1e30, "warmup_steps": 0, "grad_clip": 0}, data=data)
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_gradient_that_is_no_number_stops_the_run_with_its_batch_saved(
+    tmp_path: Path, data: dict[str, str], policy: str
+) -> None:
+    results = tmp_path / "results"
+    wild = {"lr": 1e30, "warmup_steps": 0, "grad_clip": 0}
+    ranks = start(results, 1, optim=wild, data=data, trainer={"on_nan": policy, "max_steps": 20})
     codes, output = finish(ranks)
     assert codes == [1]
     assert "stopped: at step" in output and "nan" in output
-    assert not (tmp_path / "results" / "checkpoints").exists()
+    assert not (results / "checkpoints").exists()
+    saved = sorted(results.glob("nan-step-*/rank-00000.pt"))
+    assert len(saved) == (1 if policy == "stop" else 3)
+    (batch, *_) = torch.load(saved[0], weights_only=True)
+    assert batch["tokens"].shape == (1, 32)
