@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemorun.training import LogConfig, TrainingError
+from nemorun.training import TrainingError
 from nemorun.training import progress as progress_module
 from nemorun.training.distributed import Ranks
-from nemorun.training.metrics import Metrics
 from nemorun.training.nan import NanGuard
 from nemorun.training.progress import Clock, step_line
 from nemorun.training.speed import Speed, peak_flops, peak_memory_gib, speed_of
@@ -172,12 +174,15 @@ def test_a_batch_that_cannot_be_saved_does_not_hide_why_the_run_stops(tmp_path: 
         watching.report()
 
 
-def test_numbers_go_to_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_go_to_weights_and_biases_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("NEMORUN_WANDB", '{"project": "p"}')
-    metrics = Metrics(LogConfig(dir=tmp_path, tensorboard=False), step=0)
-    metrics.write(1, loss=2.0)
-    metrics.close()
+    code = (
+        "import sys; from nemorun.training import LogConfig; from nemorun.training.metrics import Metrics;"
+        "metrics = Metrics(LogConfig(dir=sys.argv[1], tensorboard=False), step=0);"
+        "metrics.write(1, loss=2.0); metrics.close()"
+    )
+    # In a process of its own, with which what wandb starts ends.
+    env = {**os.environ, "WANDB_MODE": "offline", "NEMORUN_WANDB": '{"project": "p"}'}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, check=True, capture_output=True)
     (written,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert written.stat().st_size > 0
