@@ -60,7 +60,9 @@ def index_of(pod: Object) -> int:
     return index + 1 if marks.get("training.kubeflow.org/replica-type") == "worker" else index
 
 
-def brought_up_to_date(known: Sequence[Attempt], pods: Iterable[Object]) -> list[Attempt]:
+def brought_up_to_date(
+    known: Sequence[Attempt], pods: Iterable[Object], suspended: bool = False
+) -> list[Attempt]:
     """What was remembered, with what these pods, all that there are, say now."""
     found = {(one.uid, one.restart): one for one in known}
     present = set()
@@ -74,7 +76,8 @@ def brought_up_to_date(known: Sequence[Attempt], pods: Iterable[Object]) -> list
     for key, one in found.items():
         if one.uid not in present and not one.over:
             gone = "its pod was deleted: its node was emptied or lost, or somebody did it"
-            found[key] = replace(one, over=True, reason=Reason.EVICTED, words=gone)
+            why = (Reason.SUSPENDED, "it was suspended") if suspended else (Reason.EVICTED, gone)
+            found[key] = replace(one, over=True, reason=why[0], words=why[1])
     return sorted(found.values(), key=lambda one: (one.index, one.number))
 
 
@@ -142,16 +145,16 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def remember(run_dir: str, pods: Sequence[Object]) -> list[Attempt]:
+def remember(run_dir: str, pods: Sequence[Object], suspended: bool = False) -> list[Attempt]:
     """The task's attempts, all that there ever were; what is new is written down."""
     known = read(run_dir)
-    now = brought_up_to_date(known, pods)
+    now = brought_up_to_date(known, pods, suspended)
     folder = Path(run_dir)
     if now == known or not folder.is_dir():
         return now
     try:
         with _locked(folder):
-            now = brought_up_to_date(read(run_dir), pods)
+            now = brought_up_to_date(read(run_dir), pods, suspended)
             part = folder / f"{FILE}.new"
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 json.dump([asdict(one) for one in now], file, indent=1)

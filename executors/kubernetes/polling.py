@@ -39,6 +39,7 @@ from nemorun.executors.kubernetes.watching import known
 from nemorun.executors.kubernetes.workloads import (
     KINDS,
     finished,
+    held,
     is_suspended,
     kind_of,
     pods_wanted,
@@ -138,7 +139,7 @@ def _evidence(view: _View, ref: JobRef) -> Evidence:
         handle=ref.handle,
         workload=workload,
         pods=pods,
-        attempts=attempts.remember(ref.run_dir, pods),
+        attempts=attempts.remember(ref.run_dir, pods, workload is not None and held(workload)),
         cancelled=was_cancelled(ref),
         submitting=now - _recorded_at(ref) < SUBMISSION_LAG,
         seen_at=_seen.get(ref.token),

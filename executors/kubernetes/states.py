@@ -249,6 +249,7 @@ def _before(seen: Evidence) -> str:
     how = {
         Reason.PREEMPTED: "was preempted",
         Reason.EVICTED: "was evicted",
+        Reason.SUSPENDED: "was suspended",
         Reason.OUT_OF_MEMORY: "ran out of memory",
         Reason.NODE_FAILURE: "lost its node",
         Reason.TIMEOUT: "reached its time limit",

@@ -293,9 +293,11 @@ def test_attempts_outlive_their_pods(tmp_path: Path) -> None:
 
 
 def test_a_pod_that_vanished_while_it_ran_was_evicted(tmp_path: Path) -> None:
-    remember(str(tmp_path), RECORDED["running"]["pods"])
+    known = remember(str(tmp_path), RECORDED["running"]["pods"])
     (gone,) = remember(str(tmp_path), [])
     assert gone.over and gone.reason is Reason.EVICTED
+    (stopped,) = brought_up_to_date(known, [], suspended=True)
+    assert stopped.over and stopped.reason is Reason.SUSPENDED
     now = status(seen("running", pods=[], attempts=[gone]))
     assert (now.state, now.reason, now.message) == (
         JobState.PENDING,
