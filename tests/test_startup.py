@@ -20,6 +20,10 @@ CASES = {
         ["-m", "nemorun", "run", "tiny_llama_pretrain", "--dry-run"],
         TRAINING | CLUSTERS,
     ),
+    "nemorun run --smoke --dry-run": (
+        ["-m", "nemorun", "run", "llama3_8b_finetune", "--smoke", "--dry-run"],
+        TRAINING | CLUSTERS,
+    ),
     "nemorun run -e slurm --dry-run": (
         ["-m", "nemorun", "run", "-e", "slurm", "--dry-run", "--", "hostname"],
         TRAINING | CLUSTERS,

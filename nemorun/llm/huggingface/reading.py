@@ -62,7 +62,9 @@ def held(parameter: Tensor) -> list[Tensor]:
     for dim, size in enumerate(parameter.shape):
         # the same division of 0, 1, 2, … as this dimension has; each rank takes its part, nothing is sent
         placements = [_of_a_vector(one, dim) for one in parameter.placements]
-        numbers = distribute_tensor(torch.arange(size), parameter.device_mesh, placements, src_data_rank=None)
+        numbers = distribute_tensor(
+            torch.arange(size, device=parameter.device), parameter.device_mesh, placements, src_data_rank=None
+        )
         result.append(numbers.to_local().cpu())
     return result
 
