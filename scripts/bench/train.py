@@ -86,7 +86,8 @@ def main() -> None:
 def table(results: dict[str, Any]) -> str:
     lines = [
         f"{results['gpu']}, torch {results['torch']}",
-        f"{'row':<22} {'tokens/s/GPU':>12} {'floor':>8} {'ratio':>6} {'p99/median':>10} {'GiB':>6} first step",
+        f"{'row':<22} {'tokens/s/GPU':>12} {'floor':>8} {'ratio':>6} {'p99/median':>10} "
+        f"{'GiB':>6} first step",
     ]
     for name, row in results["rows"].items():
         if "error" in row:
