@@ -25,9 +25,11 @@ def main(steps: int) -> None:
 
     from nemorun.llm import GPTModel, PretrainData
     from nemorun.recipes import tiny_llama_pretrain
+    from nemorun.training.batch import shared_out
+    from nemorun.training.config import ParallelismConfig
     from nemorun.training.distributed import join
-    from nemorun.training.loss import cross_entropy_sum
-    from nemorun.training.optim import build_optimizer, clip_gradients
+    from nemorun.training.layout import Layout
+    from nemorun.training.optim import build_optimizer, gradient_norm
     from nemorun.training.parallel import parallelize, settle_precision
 
     recipe = tiny_llama_pretrain(devices=WORLD)
@@ -36,8 +38,7 @@ def main(steps: int) -> None:
     trainer.accelerator = "cpu"
     with join(trainer) as ranks:
         trainer = settle_precision(trainer, ranks)
-        with torch.device("meta"):
-            model = GPTModel(shape)
+        model = GPTModel(shape)
         matrices = [(n, p.shape) for n, p in model.named_parameters() if p.ndim == 2 and "embedding" not in n]
         tokens_here = data.global_batch_size * shape.seq_length // WORLD
         kind = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
@@ -58,22 +59,23 @@ def main(steps: int) -> None:
             parts.setdefault(name, []).append(now - start)
             return now
 
-        model = parallelize(model, trainer, ranks)
-        optimizer = build_optimizer(model, optim)
+        layout = Layout(trainer, ParallelismConfig(), ranks)
+        [model] = parallelize(model, trainer, layout)
+        optimizer = build_optimizer([model], optim)
         batches = PretrainData(data, shape.seq_length, ranks)
 
         def step() -> None:
             at = time.process_time()
             [batch] = batches.next_step()
-            tokens, labels = batch.tokens, batch.labels
+            tokens, inputs = shared_out(batch, layout)
             at = timed("data", at)
-            loss = cross_entropy_sum(model(tokens), labels)
+            loss = model(tokens, inputs)
             at = timed("forward", at)
-            (loss / tokens.numel()).backward()
+            (loss / tokens.numel() / WORLD).backward()
             at = timed("backward", at)
-            clip_gradients(model.parameters(), optim.grad_clip)
-            at = timed("clip", at)
-            optimizer.step()
+            norm = gradient_norm(model.parameters(), WORLD, ranks.device)
+            at = timed("norm", at)
+            optimizer.step(divisor=(norm / optim.grad_clip).clamp(min=1.0))
             optimizer.zero_grad()
             timed("optimizer", at)
 

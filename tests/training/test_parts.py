@@ -26,7 +26,7 @@ from nemorun.training import (
     TrainingError,
 )
 from nemorun.training.checkpoint import complete, damage
-from nemorun.training.loss import IGNORE, cross_entropy_sum
+from nemorun.training.loss import IGNORE, linear_cross_entropy_sum
 from nemorun.training.metrics import Metrics
 from nemorun.training.optim import build_optimizer, learning_rate
 
@@ -41,11 +41,33 @@ def test_the_rate_warms_up_and_follows_its_schedule() -> None:
 
 
 def test_the_loss_sums_valid_tokens_and_is_zero_without_any() -> None:
-    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 3, 4, generator=generator), torch.randn(5, 4, generator=generator)
     labels = torch.tensor([[1, IGNORE, 2], [IGNORE, IGNORE, IGNORE]])
-    log_p = logits.log_softmax(-1)
-    assert cross_entropy_sum(logits, labels) == pytest.approx(float(-log_p[0, 0, 1] - log_p[0, 2, 2]))
-    assert cross_entropy_sum(logits, torch.full((2, 3), IGNORE)) == 0
+    log_p = (x @ weight.T).log_softmax(-1)
+    expected = pytest.approx(float(-log_p[0, 0, 1] - log_p[0, 2, 2]))
+    assert linear_cross_entropy_sum(x, weight, labels) == expected
+    assert linear_cross_entropy_sum(x, weight, torch.full((2, 3), IGNORE)) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+def test_the_loss_in_pieces_has_the_gradients_of_the_whole(rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 4, generator=generator, requires_grad=True)
+    weight = torch.randn(7, 4, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 7, (2, 5), generator=generator)
+    labels[0, ::2] = IGNORE
+    expected = torch.nn.functional.cross_entropy(
+        (x @ weight.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    found = linear_cross_entropy_sum(x, weight, labels, rows=rows)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found * 3, (x, weight)),
+        torch.autograd.grad(expected * 3, (x, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +77,15 @@ def test_the_loss_sums_valid_tokens_and_is_zero_without_any() -> None:
         (OptimConfig(lr=0.0), "lr=0.0 must be greater than 0"),
         (OptimConfig(min_lr=1.0), "min_lr=1.0 must be between 0 and lr=0.0003"),
         (OptimConfig(betas=(0.9, 1.0)), "betas"),
-        (ParallelismConfig(tensor_parallel=2), "tensor_parallel=2 is not there yet"),
+        (ParallelismConfig(tensor_parallel=0), "tensor_parallel=0 must be at least 1"),
+        (ParallelismConfig(virtual_pipeline=2), "virtual_pipeline=2 needs pipeline_parallel > 1"),
+        (ParallelismConfig(sequence_parallel=True), "sequence_parallel=True needs tensor_parallel > 1"),
+        (ParallelismConfig(async_tensor_parallel=True), "async_tensor_parallel=True needs"),
+        (
+            ParallelismConfig(pipeline_parallel=2, virtual_pipeline=2, pipeline_schedule="1f1b"),
+            "pipeline_schedule=1f1b has one piece a rank",
+        ),
+        (TrainerConfig(hang_timeout=0.0), "hang_timeout=0.0 must be greater than 0"),
         (DataConfig(global_batch_size=3, micro_batch_size=2), "is not divisible by micro_batch_size=2"),
         (DataConfig(val_fraction=1.0), "val_fraction=1.0"),
     ],
@@ -68,10 +98,23 @@ def test_settings_that_cannot_be_are_refused(config: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"parallelism": ParallelismConfig(data_parallel=4)}, "num_nodes=1 x trainer.devices=2 are 2 ranks"),
+        ({"parallelism": ParallelismConfig(data_parallel=4)}, "trainer.devices=2 = 2 ranks, and"),
         (
             {"data": DataConfig(global_batch_size=3)},
             "not divisible by data.micro_batch_size=1 x 2 data-parallel",
+        ),
+        (
+            {"parallelism": ParallelismConfig(tensor_parallel=4)},
+            "2 ranks cannot be divided by tensor_parallel=4 x pipeline_parallel=1 x context_parallel=1 = 4",
+        ),
+        (
+            {"parallelism": ParallelismConfig(pipeline_parallel=2), "data": DataConfig(global_batch_size=3)},
+            "= 3 micro-batches, which must be a multiple of pipeline_parallel=2",
+        ),
+        ({"parallelism": ParallelismConfig(replicate=3)}, "replicate=3 does not divide 2 data-parallel"),
+        (
+            {"parallelism": ParallelismConfig(expert_parallel=4), "model": GPTConfig(num_experts=4)},
+            "expert_parallel=4 does not divide the 2 ranks",
         ),
         ({"model": GPTConfig(vocab_size=100)}, "must be at least 257"),
         ({"data": DataConfig(seq_length=9000)}, "longer than model.seq_length=8192"),
@@ -182,9 +225,8 @@ def test_a_full_disk_costs_the_metrics_and_not_the_run(
 
 
 def test_only_matrices_decay() -> None:
-    with torch.device("meta"):
-        model = GPTModel(GPTConfig(hidden_size=16, num_layers=1, num_attention_heads=2, vocab_size=257))
-    decayed, others = build_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
+    model = GPTModel(GPTConfig(hidden_size=16, num_layers=1, num_attention_heads=2, vocab_size=257))
+    decayed, others = build_optimizer([model], OptimConfig(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert all(names[p].endswith("norm.weight") for p in others["params"])
