@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,9 @@ class Loop:
         layout = self.layout
         place = (layout.data_rank * layout.context_ranks + layout.context_rank) * layout.stages + layout.stage
         torch.manual_seed(self.config.seed + place)
-        torch.use_deterministic_algorithms(self.config.deterministic)
+        if self.config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not, without this
+            torch.use_deterministic_algorithms(True)
         self.pieces = parallelize(model, self.config, layout)
         self.passes: Passes = Pipeline(self.pieces, layout) if layout.stages > 1 else OnePiece(self.pieces[0])
         self.optimizer = build_optimizer(self.pieces, self.optim)

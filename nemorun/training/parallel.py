@@ -50,6 +50,8 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
     A model on the meta device gets its first weights from the seed; values that it has already are kept.
     """
     given = None if next(model.parameters()).is_meta else dict(model.named_parameters())
+    if layout.parallelism.async_tensor_parallel:
+        _overlap_tensor_exchanges(layout)
     pieces = _pieces(model.to("meta") if given is None else _without_weights(model), layout)
     for piece in pieces:
         piece.dtype = torch.bfloat16 if config.precision == "bf16-mixed" else torch.float32
@@ -75,6 +77,17 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
 
 def compiles(config: TrainerConfig, layout: Layout) -> bool:
     return layout.ranks.device.type == "cuda" if config.compile is None else config.compile
+
+
+def _overlap_tensor_exchanges(layout: Layout) -> None:
+    """Let the compiler cut products into parts that run while other parts are exchanged (async TP)."""
+    group = layout.tensor_group
+    if group is None or layout.ranks.device.type != "cuda":
+        return
+    from torch.distributed._symmetric_memory import enable_symm_mem_for_group
+
+    enable_symm_mem_for_group(group.group_name)
+    torch._inductor.config._micro_pipeline_tp = True
 
 
 def _without_weights(model: TrainableModel) -> TrainableModel:

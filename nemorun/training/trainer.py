@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from nemorun.training.config import (
     TrainerConfig,
     check_layout,
 )
-from nemorun.training.distributed import Ranks, join
+from nemorun.training.distributed import join
 from nemorun.training.errors import TrainingError
 from nemorun.training.loop import Loop
 from nemorun.training.model import TrainableModel
@@ -65,41 +66,41 @@ class Trainer:
             model: Its weights are kept if it has any; on the meta device it gets those of the seed.
             train_dataloader: Gives batches of this data-parallel rank, over and over: `Batch`, a mapping
                 with `tokens` (or `input_ids`) and `labels`, or a pair of the two, each [B, S] int64, the
-                label being the token that follows. A resumed run skips what it has taken before.
+                label being the token that follows. A pipeline takes its rows as micro-batches, as many as it
+                has stages. A resumed run skips what it has taken before.
             val_dataloader: The same, to validate on.
 
         Returns:
             The last metrics, such as `loss`. The weights are then in `model`, if this is the only rank.
         """
-        micro_batches = 1
-        check_layout(self.config, self.parallelism, self._data_ranks(), micro_batches)
+        stages = self.parallelism.pipeline_parallel
+        world = self.config.num_nodes * self.config.devices
+        rows = max(1, self.parallelism.data_ranks(world)) * stages
+        check_layout(self.config, self.parallelism, global_batch_size=rows, micro_batch_size=1)
         with join(self.config) as ranks:
             loop = Loop(self.config, self.optim, self.parallelism, self.checkpoint, self.log, ranks)
-            result = loop.fit(model, _Loader(train_dataloader, val_dataloader, loop.ranks))
+            result = loop.fit(model, _Loader(train_dataloader, val_dataloader, stages))
             return {"step": loop.step, **result}
-
-    def _data_ranks(self) -> int:
-        world = self.config.num_nodes * self.config.devices
-        return max(1, self.parallelism.data_ranks(world)) * self.parallelism.pipeline_parallel
 
 
 class _Loader:
     """A data loader as the loop's `Batches`."""
 
-    def __init__(self, train: Iterable[Any], validation: Iterable[Any] | None, ranks: Ranks) -> None:
+    def __init__(self, train: Iterable[Any], validation: Iterable[Any] | None, stages: int) -> None:
         self.train = train
         self.val = validation
-        self.ranks = ranks
+        self.stages = stages
+        """Pieces into which each batch is cut, to fill a pipeline."""
         self.taken = 0
         self._iterator = self._forever()
 
     def next_step(self) -> list[Batch]:
         self.taken += 1
-        return [next(self._iterator)]
+        return _cut(next(self._iterator), self.stages)
 
     def validation(self, global_batches: int) -> list[Batch]:
-        batches = map(_as_batch, self.val or ())
-        return [batch for batch, _ in zip(batches, range(global_batches), strict=False)]
+        batches = map(_as_batch, itertools.islice(self.val or (), global_batches))
+        return [piece for batch in batches for piece in _cut(batch, self.stages)]
 
     def state(self) -> dict[str, Any]:
         return {"taken": self.taken}
@@ -117,6 +118,16 @@ class _Loader:
                 yield _as_batch(batch)
             if empty:
                 raise TrainingError("the data loader gives no batch")
+
+
+def _cut(batch: Batch, pieces: int) -> list[Batch]:
+    if len(batch.tokens) % pieces:
+        raise TrainingError(
+            f"a batch of {len(batch.tokens)} rows does not fill a pipeline: the rows must be a multiple of "
+            f"pipeline_parallel={pieces}"
+        )
+    parts = [x.chunk(pieces) if x is not None else [None] * pieces for x in vars(batch).values()]
+    return [Batch(*part) for part in zip(*parts, strict=True)]
 
 
 def _as_batch(given: Any) -> Batch:

@@ -35,7 +35,7 @@ _PATIENCE = timedelta(hours=2)
 
 
 class Checkpointer:
-    """Saves and restores one run in `folder`. All ranks make it, and each call but `prepare` and `stall`.
+    """Saves and restores one run in `folder`. All ranks make it, and each call but `stall`.
 
     models: the model, or this rank's pieces of it. optimizers: all that train them. Names must be global:
     two ranks that have a parameter of one name hold parts or copies of one.
@@ -73,6 +73,8 @@ class Checkpointer:
         """
         if self._staging and not self._preparing:
             tensors = self._state.saved()
+            if not self._has_room(tensors):
+                return
             self._preparing = threading.Thread(target=self._staging.prepare, args=(tensors,), daemon=True)
             self._preparing.start()
 
@@ -192,17 +194,22 @@ class Checkpointer:
         if self._preparing:
             self._preparing.join()
         elif not self._staging.prepared:
-            needed = sum(local(tensor).nbytes for tensor in tensors.values())
-            needed *= int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.world_size))
-            if not self.ranks.all(needed < free_memory()):
-                if self.ranks.first:
-                    say(
-                        f"warning: this host has no room for a copy of the state ({needed / 2**30:,.0f} GiB "
-                        "for its ranks): training waits until checkpoints are written, as with "
-                        "checkpoint.asynchronous=False"
-                    )
-                self._staging = None
-        return self._staging is not None
+            return self._has_room(tensors)
+        return True
+
+    def _has_room(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether every host has memory for a copy. Where not, it is said, and saves are synchronous."""
+        needed = sum(local(tensor).nbytes for tensor in tensors.values())
+        needed *= int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.world_size))
+        if self.ranks.all(needed < free_memory()):
+            return True
+        if self.ranks.first:
+            say(
+                f"warning: this host has no room for a copy of the state ({needed / 2**30:,.0f} GiB for its "
+                "ranks): training waits until checkpoints are written, as with checkpoint.asynchronous=False"
+            )
+        self._staging = None
+        return False
 
     def _write(
         self,
