@@ -40,7 +40,7 @@ def test_each_kind_of_parallelism_equals_one_rank(tmp_path: Path) -> None:
     ],
 )
 def test_a_bug_that_others_have_met_is_noticed(tmp_path: Path, bug: str, row: str) -> None:
-    code, rows, output = run(tmp_path, row, "--plant", bug)
+    code, rows, output = run(tmp_path, row, "--small", "--plant", bug)
     assert code == 1 and [r["ok"] for r in rows] == [False], output
 
 
