@@ -29,12 +29,15 @@ executors:
 STEPS = 24
 
 
+LEARNED = ("step", "loss", "lr", "grad_norm", "val_loss")
+
+
 def metrics(folder: Path) -> dict[int, dict[str, Any]]:
     """Step -> what was written down about it, but for the speed."""
     found: dict[int, dict[str, Any]] = {}
     for line in (folder / "results" / "metrics.jsonl").read_text().splitlines():
         numbers = json.loads(line)
-        numbers = {name: value for name, value in numbers.items() if "second" not in name}
+        numbers = {name: value for name, value in numbers.items() if name in LEARNED}
         found.setdefault(numbers["step"], {}).update(numbers)
     return found
 

@@ -26,7 +26,7 @@ def offered(process, workspace):
 
 
 def test_commands_and_options(offered):
-    assert offered("re") == ["recipes", "rerun"]
+    assert offered("re") == ["recipes", "resume", "rerun"]
     assert "--dry-run" in offered("run", "--d")
     assert offered("executors", "ch") == ["check"]
 
