@@ -42,7 +42,8 @@ def metrics(folder: Path) -> dict[int, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_preempted_run_goes_on_and_learns_the_same(tmp_path: Path, rig: Rig) -> None:
-    rig("pip", "install", "-q", "torch==2.13.0", "numpy", "tensorboard", "safetensors", "tokenizers", "jinja2")
+    packages = ("torch==2.13.0", "numpy", "tensorboard", "safetensors", "tokenizers", "jinja2")
+    rig("pip", "install", "-q", *packages)
     (tmp_path / "nemorun.yaml").write_text(SETTINGS.format(config=rig.config))
     corpus = rig.home / "corpus"
     corpus.mkdir(exist_ok=True)
