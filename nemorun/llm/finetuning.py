@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nemorun.errors import ConfigError
-from nemorun.job import Resources
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data.config import FinetuneDataConfig
+from nemorun.llm.resources import resources
 from nemorun.llm.smoke import smoke, with_examples
 from nemorun.training.config import (
     CheckpointConfig,
@@ -15,7 +14,6 @@ from nemorun.training.config import (
     OptimConfig,
     ParallelismConfig,
     TrainerConfig,
-    check_layout,
 )
 
 
@@ -67,30 +65,6 @@ def finetune(
         return train(
             ranks, model, trainer, data, optim, parallelism, checkpoint, log, base=base, export=export
         )
-
-
-def resources(
-    model: GPTConfig,
-    trainer: TrainerConfig,
-    data: FinetuneDataConfig,
-    parallelism: ParallelismConfig,
-    **_: object,
-) -> Resources:
-    """What `finetune` asks an executor for; raises ConfigError where its settings do not fit together.
-
-    A pure rule: `accelerator="gpu"` asks for one GPU a rank, and `auto` takes at run time what it finds.
-    """
-    check_layout(trainer, parallelism, data.global_batch_size, data.micro_batch_size)
-    model.check_parallelism(parallelism, data.seq_length)
-    if data.seq_length is not None and data.seq_length > model.seq_length:
-        raise ConfigError(
-            f"data.seq_length={data.seq_length} is longer than model.seq_length={model.seq_length}"
-        )
-    return Resources(
-        nodes=trainer.num_nodes,
-        ntasks_per_node=trainer.devices,
-        gpus_per_node=trainer.devices if trainer.accelerator == "gpu" else 0,
-    )
 
 
 # how the launcher finds the rules, and that it may warn the task before it ends it

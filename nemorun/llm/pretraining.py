@@ -6,6 +6,7 @@ from nemorun.errors import ConfigError
 from nemorun.job import Resources
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data.config import DataConfig
+from nemorun.llm.resources import resources as training_resources
 from nemorun.llm.smoke import smoke
 from nemorun.training.config import (
     CheckpointConfig,
@@ -13,7 +14,6 @@ from nemorun.training.config import (
     OptimConfig,
     ParallelismConfig,
     TrainerConfig,
-    check_layout,
 )
 
 
@@ -69,25 +69,13 @@ def resources(
     parallelism: ParallelismConfig,
     **_: object,
 ) -> Resources:
-    """What `pretrain` asks an executor for; raises ConfigError where its settings do not fit together.
-
-    A pure rule: `accelerator="gpu"` asks for one GPU a rank, and `auto` takes at run time what it finds.
-    """
-    check_layout(trainer, parallelism, data.global_batch_size, data.micro_batch_size)
-    model.check_parallelism(parallelism, data.seq_length)
-    if data.seq_length is not None and data.seq_length > model.seq_length:
-        raise ConfigError(
-            f"data.seq_length={data.seq_length} is longer than model.seq_length={model.seq_length}"
-        )
+    """As any training run's (`nemorun.llm.resources`), for a vocabulary that holds at least bytes."""
+    found = training_resources(model, trainer, data, parallelism)
     if model.vocab_size < 257:
         raise ConfigError(
             f"model.vocab_size={model.vocab_size} must be at least 257: byte-level text has so many tokens"
         )
-    return Resources(
-        nodes=trainer.num_nodes,
-        ntasks_per_node=trainer.devices,
-        gpus_per_node=trainer.devices if trainer.accelerator == "gpu" else 0,
-    )
+    return found
 
 
 # how the launcher finds the rule, and that it may warn the task before it ends it

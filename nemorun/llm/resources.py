@@ -1,0 +1,33 @@
+"""What a training run asks an executor for; torch-free, so that the launcher can ask."""
+
+from __future__ import annotations
+
+from nemorun.errors import ConfigError
+from nemorun.job import Resources
+from nemorun.llm.config import GPTConfig
+from nemorun.llm.data.config import DataConfig, FinetuneDataConfig
+from nemorun.training.config import ParallelismConfig, TrainerConfig, check_layout
+
+
+def resources(
+    model: GPTConfig,
+    trainer: TrainerConfig,
+    data: DataConfig | FinetuneDataConfig,
+    parallelism: ParallelismConfig,
+    **_: object,
+) -> Resources:
+    """The ranks and GPUs of a run; raises ConfigError where its settings do not fit together.
+
+    A pure rule: `accelerator="gpu"` asks for one GPU a rank, and `auto` takes at run time what it finds.
+    """
+    check_layout(trainer, parallelism, data.global_batch_size, data.micro_batch_size)
+    model.check_parallelism(parallelism, data.seq_length)
+    if data.seq_length is not None and data.seq_length > model.seq_length:
+        raise ConfigError(
+            f"data.seq_length={data.seq_length} is longer than model.seq_length={model.seq_length}"
+        )
+    return Resources(
+        nodes=trainer.num_nodes,
+        ntasks_per_node=trainer.devices,
+        gpus_per_node=trainer.devices if trainer.accelerator == "gpu" else 0,
+    )
