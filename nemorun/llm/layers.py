@@ -14,49 +14,67 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemorun.llm.config import GPTConfig, LoraConfig, RopeScaling
+from nemorun.training.adapted import adapted_product
 from nemorun.training.tensor_parallel import local
 
 
 class Linear(nn.Module):
     """x @ weight.T, with low-rank adapters where `lora` names one of its `targets`.
 
-    Several matrices that read the same input stand in one weight, and `row_targets` says whose each row is.
-    They share `lora_b` [out, R] row by row, and each has its own R rows of `lora_a` [targets x R, in].
+    Several matrices that read the same input stand in one weight: `pattern` says whose each `unit` of rows is
+    and begins anew until the end. They share `lora_b` [out, R] row by row, and each has its own R rows of
+    `lora_a` [targets x R, in].
     """
 
     def __init__(
-        self, inputs: int, row_targets: list[int], targets: tuple[str, ...], lora: LoraConfig
+        self,
+        inputs: int,
+        outputs: int,
+        targets: tuple[str, ...],
+        lora: LoraConfig,
+        pattern: tuple[int, ...] = (0,),
+        unit: int = 1,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(len(row_targets), inputs))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.targets = targets
         self.lora = lora
         self.tensor_group: dist.ProcessGroup | None = None
-        adapted = [lora.enabled and target in lora.targets for target in targets]
-        self.adapted = any(adapted)
+        self.places = [(pattern.index(t) * unit, pattern.count(t) * unit) for t in range(len(targets))]
+        """Of each target, where its rows begin within the pattern, and how many they are: one run of rows."""
+        self.period = len(pattern) * unit
+        self.adapts = [lora.enabled and target in lora.targets for target in targets]
+        self.adapted = any(self.adapts)
         if self.adapted:
             self.weight.requires_grad_(False)
             self.lora_a = nn.Parameter(torch.empty(len(targets) * lora.rank, inputs))
-            self.lora_b = nn.Parameter(torch.empty(len(row_targets), lora.rank))
-            # The pattern of rows repeats, so any rank's share of the rows begins it anew.
-            self.row_targets = [t if adapted[t] else -1 for t in row_targets]
+            self.lora_b = nn.Parameter(torch.empty(outputs, lora.rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; both may be this tensor-parallel rank's part."""
-        y = F.linear(x, local(self.weight).to(x.dtype))
-        return y + self._adaptation(x) if self.adapted else y
-
-    def _adaptation(self, x: Tensor) -> Tensor:
+        weight = local(self.weight).to(x.dtype)
+        if not self.adapted:
+            return F.linear(x, weight)
         # What is not divided over tensor-parallel ranks gets a part of its gradient on each of them.
-        a = local(self.lora_a, sum_over=self.tensor_group).to(x.dtype)
+        a = local(self.lora_a, sum_over=self.tensor_group)
         b = local(self.lora_b, sum_over=self.tensor_group).to(x.dtype)
-        x = F.dropout(x, self.lora.dropout, self.training and self.lora.dropout > 0)
-        if len(self.targets) > 1 or -1 in self.row_targets:
-            # One product for all: each row of b stands at its own target's place, with zeros at the others.
-            owner = torch.tensor(self.row_targets[: len(b)], device=b.device)
-            places = F.one_hot(owner + 1, len(self.targets) + 1)[:, 1:].to(b.dtype)
-            b = (places[:, :, None] * b[:, None, :]).flatten(1)
-        return F.linear(F.linear(x, a), b) * (self.lora.alpha / self.lora.rank)
+        # The small matrix is scaled, so that neither the output nor its gradient has to be.
+        a = (a * (self.lora.alpha / self.lora.rank)).to(x.dtype)
+        dropped = F.dropout(x, self.lora.dropout, self.training and self.lora.dropout > 0)
+        return adapted_product(x, weight, F.linear(dropped, a), self._placed(b))
+
+    def _placed(self, b: Tensor) -> Tensor:
+        """[out, R] -> [out, targets x R]: each row at its own target's place, and 0 at the others."""
+        if all(self.adapts) and len(self.targets) == 1:
+            return b
+        # Any tensor-parallel rank's share of the rows begins the pattern anew. Worked out where b is: a list
+        # of rows would be copied to the device each time.
+        row = torch.arange(len(b), device=b.device) % self.period
+        owned = [
+            (row >= first) & (row < first + count) & adapts
+            for (first, count), adapts in zip(self.places, self.adapts, strict=True)
+        ]
+        return torch.cat([torch.where(own[:, None], b, 0.0) for own in owned], dim=1)
 
 
 class Norm(nn.Module):

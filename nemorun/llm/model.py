@@ -33,10 +33,17 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         queries = config.num_attention_heads // config.kv_heads
-        rows = [t for t in [0] * queries + [1, 2] for _ in range(self.head_dim)] * config.kv_heads
-        self.qkv = Linear(config.hidden_size, rows, ("q_proj", "k_proj", "v_proj"), config.lora)
+        heads = (*[0] * queries, 1, 2)
+        self.qkv = Linear(
+            config.hidden_size,
+            config.kv_heads * len(heads) * self.head_dim,
+            ("q_proj", "k_proj", "v_proj"),
+            config.lora,
+            pattern=heads,
+            unit=self.head_dim,
+        )
         width = config.num_attention_heads * self.head_dim
-        self.output = Linear(width, [0] * config.hidden_size, ("o_proj",), config.lora)
+        self.output = Linear(width, config.hidden_size, ("o_proj",), config.lora)
         self.heads_of_a_key = queries
         self.region = WHOLE
         self.context_group: torch.distributed.ProcessGroup | None = None
@@ -64,9 +71,15 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.block = config.gate_block
-        rows = ([0] * self.block + [1] * self.block) * (config.ffn_size // self.block)
-        self.gate_up = Linear(config.hidden_size, rows, ("gate_proj", "up_proj"), config.lora)
-        self.down = Linear(config.ffn_size, [0] * config.hidden_size, ("down_proj",), config.lora)
+        self.gate_up = Linear(
+            config.hidden_size,
+            2 * config.ffn_size,
+            ("gate_proj", "up_proj"),
+            config.lora,
+            pattern=(0, 1),
+            unit=self.block,
+        )
+        self.down = Linear(config.ffn_size, config.hidden_size, ("down_proj",), config.lora)
         self.region = WHOLE
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,8 +92,8 @@ class SquaredReluFeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.up = Linear(config.hidden_size, [0] * config.ffn_size, ("up_proj",), config.lora)
-        self.down = Linear(config.ffn_size, [0] * config.hidden_size, ("down_proj",), config.lora)
+        self.up = Linear(config.hidden_size, config.ffn_size, ("up_proj",), config.lora)
+        self.down = Linear(config.ffn_size, config.hidden_size, ("down_proj",), config.lora)
         self.region = WHOLE
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from nemorun.training import grouped  # noqa: F401 - registers its operator
+from nemorun.training import adapted, grouped  # noqa: F401 - they register their operators
 from nemorun.training.attention import ATTENTION_OPERATORS
 from nemorun.training.config import TrainerConfig
 from nemorun.training.distributed import Ranks
@@ -173,6 +173,7 @@ _PRODUCTS = {
     torch.ops.aten.bmm.default,
     torch.ops.aten._grouped_mm.default,
     torch.ops.nemorun.grouped_product.default,
+    torch.ops.nemorun.adapted_product.default,
     *ATTENTION_OPERATORS,
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
 }
