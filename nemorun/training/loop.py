@@ -18,6 +18,7 @@ from torch import Tensor
 from nemorun.job import EXIT_RESUME
 from nemorun.training.batch import Batch, Inputs, shared_out
 from nemorun.training.checkpoint import Checkpointer
+from nemorun.training.collecting import collected_by_hand
 from nemorun.training.config import (
     CheckpointConfig,
     LogConfig,
@@ -119,14 +120,14 @@ class Loop:
         self.spikes = LossSpikes()
         self.watchdog = Watchdog(self.ranks, self.config.hang_timeout, results / "hang")
         try:
-            with self._stop_signals(), self.watchdog:
-                return self._loop(batches)
+            with self._stop_signals(), self.watchdog, collected_by_hand() as collect:
+                return self._loop(batches, collect)
         finally:
             self.checkpointer.close()
             if self.metrics:
                 self.metrics.close()
 
-    def _loop(self, batches: Batches) -> dict[str, float]:
+    def _loop(self, batches: Batches, collect: Callable[[int], None]) -> dict[str, float]:
         end = self.config.max_steps
         if self.step >= end:
             self._say(f"nothing left to train: step {self.step} of {end} is done")
@@ -138,6 +139,7 @@ class Loop:
         values: dict[str, float] = {}
         while True:
             result = self._train_step(batches)
+            collect(self.step)
             if 0 < self.checkpoint.interval < end:
                 self.checkpointer.prepare()  # the optimizer has its moments now
             done = self.step == end
