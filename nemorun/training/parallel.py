@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +209,20 @@ def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None
     for unit in model.ends():
         fully_shard(unit, mesh=mesh, **settings)
     fully_shard(model, mesh=mesh, **settings)
+    _gather_ahead(list(model.blocks.values()))
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is divided by the valid tokens of all ranks: gradients are added up, not averaged.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _gather_ahead(blocks: list[nn.Module]) -> None:
+    """Each block's pass begins with ordering the weights of the block whose pass is next."""
+    for block, following in pairwise(blocks):
+        assert isinstance(block, FSDPModule) and isinstance(following, FSDPModule)
+        block.set_modules_to_forward_prefetch([following])
+        following.set_modules_to_backward_prefetch([block])
 
 
 def _shard_experts(model: TrainableModel, mesh: DeviceMesh, layout: Layout, settings: dict[str, Any]) -> None:

@@ -1,0 +1,69 @@
+"""Weights that are gathered ahead of their use are the same weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from nemorun.llm import GPTConfig, GPTModel
+from nemorun.training import ParallelismConfig, TrainerConfig, parallel
+from nemorun.training.batch import Inputs
+from nemorun.training.distributed import Ranks, join
+from nemorun.training.layout import Layout
+from nemorun.training.optimizer import part
+from tests.training.forks import Forks
+
+
+def gradients(ranks: Ranks, config: TrainerConfig, ahead: bool) -> dict[str, torch.Tensor]:
+    """Loss and gradients of the second pass, with units that are freed between their uses, as on GPUs."""
+    shape = GPTConfig(hidden_size=32, num_layers=3, num_attention_heads=4, seq_length=16, vocab_size=64)
+    layout = Layout(config, ParallelismConfig(), ranks)
+    with contextlib.nullcontext() if ahead else mock.patch.object(parallel, "_gather_ahead"):
+        (model,) = parallel.parallelize(GPTModel(shape), config, layout)
+    assert isinstance(model, FSDPModule)
+    model.set_reshard_after_forward(True)
+    tokens = torch.arange(16)[None] + ranks.rank
+    for _ in range(2):
+        model.zero_grad()
+        loss = model(tokens, Inputs(labels=tokens))
+        loss.backward()
+    found = {name: part(p.grad) for name, p in model.named_parameters()}
+    return found | {"loss": loss.detach()}
+
+
+def _noting(name: str, orders: list[str]) -> Callable[..., None]:
+    original = getattr(FSDPModule, name)
+
+    def note(*args: Any) -> None:
+        orders.append(name)
+        original(*args)
+
+    return note
+
+
+def both_ways() -> None:
+    config = TrainerConfig(accelerator="cpu", devices=2)
+    with join(config) as ranks:
+        orders: list[str] = []
+        with contextlib.ExitStack() as noted:
+            for name in ("set_modules_to_forward_prefetch", "set_modules_to_backward_prefetch"):
+                noted.enter_context(mock.patch.object(FSDPModule, name, _noting(name, orders)))
+            ahead = gradients(ranks, config, ahead=True)
+        assert len(orders) == 4  # two of three blocks, in both directions
+        plain = gradients(ranks, config, ahead=False)
+    assert plain.keys() == ahead.keys()
+    for name, value in plain.items():
+        assert torch.equal(value, ahead[name]), name
+
+
+def test_gathering_ahead_changes_no_bit() -> None:
+    forks = Forks()
+    try:
+        forks.check(both_ways, 2)
+    finally:
+        forks.close()
