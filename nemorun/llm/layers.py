@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nemorun.llm.config import GPTConfig, LoraConfig, RopeScaling
 from nemorun.training.adapted import adapted_product
+from nemorun.training.fp8 import fits, scaled_linear
 from nemorun.training.tensor_parallel import local
 
 
@@ -40,6 +41,8 @@ class Linear(nn.Module):
         self.targets = targets
         self.lora = lora
         self.tensor_group: dist.ProcessGroup | None = None
+        self.float8 = False
+        """Whether the product with the weight is in float8; adapters' never is."""
         self.places = [(pattern.index(t) * unit, pattern.count(t) * unit) for t in range(len(targets))]
         """Of each target, where its rows begin within the pattern, and how many they are: one run of rows."""
         self.period = len(pattern) * unit
@@ -53,15 +56,19 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; both may be this tensor-parallel rank's part."""
         weight = local(self.weight).to(x.dtype)
+        float8 = self.float8 and fits(x, weight)
         if not self.adapted:
-            return F.linear(x, weight)
+            return scaled_linear(x, weight) if float8 else F.linear(x, weight)
         # What is not divided over tensor-parallel ranks gets a part of its gradient on each of them.
         a = local(self.lora_a, sum_over=self.tensor_group)
-        b = local(self.lora_b, sum_over=self.tensor_group).to(x.dtype)
+        b = self._placed(local(self.lora_b, sum_over=self.tensor_group).to(x.dtype))
         # The small matrix is scaled, so that neither the output nor its gradient has to be.
         a = (a * (self.lora.alpha / self.lora.rank)).to(x.dtype)
         dropped = F.dropout(x, self.lora.dropout, self.training and self.lora.dropout > 0)
-        return adapted_product(x, weight, F.linear(dropped, a), self._placed(b))
+        xa = F.linear(dropped, a)
+        if float8:
+            return scaled_linear(x, weight, xa=xa, b=b)
+        return adapted_product(x, weight, xa, b)
 
     def _placed(self, b: Tensor) -> Tensor:
         """[out, R] -> [out, targets x R]: each row at its own target's place, and 0 at the others."""

@@ -24,8 +24,9 @@ class TrainerConfig:
 
     max_steps: int = 1000
     """Optimizer steps of the whole run; a resumed run counts on."""
-    precision: Literal["bf16-mixed", "fp32", "auto"] = "bf16-mixed"
+    precision: Literal["bf16-mixed", "fp8-mixed", "fp32", "auto"] = "bf16-mixed"
     """bf16-mixed computes in bfloat16 and keeps weights, gradient sums and the optimizer in float32.
+    fp8-mixed is bf16-mixed whose blocks' matrices are multiplied in float8: for GPUs since Ada and Hopper.
     auto: bf16-mixed on GPUs and on CPUs that multiply bfloat16, else fp32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: a GPU for each rank where there are enough, else the CPU. gpu also asks the executor for GPUs."""

@@ -28,15 +28,22 @@ from nemorun.training import adapted, grouped  # noqa: F401 - they register thei
 from nemorun.training.attention import ATTENTION_OPERATORS
 from nemorun.training.config import TrainerConfig
 from nemorun.training.distributed import Ranks
+from nemorun.training.fp8 import choose_matrices, require_float8
 from nemorun.training.initialization import initialize, take_part
 from nemorun.training.layout import Layout, submesh
 from nemorun.training.model import TrainableModel
 from nemorun.training.optimizer import part
+from nemorun.training.progress import say
 from nemorun.training.tensor_parallel import Region
 
 
 def settle_precision(config: TrainerConfig, ranks: Ranks) -> TrainerConfig:
-    """`config` with precision "auto" replaced by what suits the device; ranks must be of one kind."""
+    """`config` with precision "auto" replaced by what suits the device; ranks must be of one kind.
+
+    Raises ConfigError where the device does not have the precision.
+    """
+    if config.precision == "fp8-mixed":
+        require_float8(ranks.device)
     if config.precision != "auto":
         return config
     cpu_info = Path("/proc/cpuinfo")
@@ -55,11 +62,13 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
         _overlap_tensor_exchanges(layout)
     pieces = _pieces(model.to("meta") if given is None else _without_weights(model), layout)
     for piece in pieces:
-        piece.dtype = torch.bfloat16 if config.precision == "bf16-mixed" else torch.float32
+        piece.dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
         for parameter in piece.parameters():
             if not parameter.requires_grad:  # what is not trained needs no float32
                 parameter.data = parameter.data.to(piece.dtype)
         _divide_matrices(piece, layout)
+        if config.precision == "fp8-mixed":
+            _multiply_in_float8(piece, compiles(config, layout), layout.ranks)
         for block in piece.blocks.values():
             block.forward = _recomputed(block.forward, config.recompute)
             if compiles(config, layout):
@@ -78,6 +87,20 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
 
 def compiles(config: TrainerConfig, layout: Layout) -> bool:
     return layout.ranks.device.type == "cuda" if config.compile is None else config.compile
+
+
+def _multiply_in_float8(piece: TrainableModel, compiled: bool, ranks: Ranks) -> None:
+    """The matrices of blocks whose sides fit; the first rank says what stays in bfloat16, and why."""
+    unfit = choose_matrices(piece)
+    if not ranks.first:
+        return
+    stay = "the head, embeddings" + (" and experts" if piece.expert_layers() else "")
+    say(f"float8   the blocks' matrices; {stay} stay in bfloat16")
+    if unfit:
+        others = f" and {len(unfit) - 1} more stay" if len(unfit) > 1 else " stays"
+        say(f"float8   {unfit[0]}{others} in bfloat16, too: the sides of a matrix must be multiples of 16")
+    if ranks.device.type == "cuda" and not compiled:
+        say("warning: trainer.precision=fp8-mixed is slower than bf16-mixed without trainer.compile")
 
 
 def _overlap_tensor_exchanges(layout: Layout) -> None:
@@ -173,8 +196,10 @@ _PRODUCTS = {
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
     torch.ops.aten._grouped_mm.default,
+    torch.ops.aten._scaled_mm.default,
     torch.ops.nemorun.grouped_product.default,
     torch.ops.nemorun.adapted_product.default,
+    torch.ops.nemorun.scaled_adapted_product.default,
     *ATTENTION_OPERATORS,
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
 }

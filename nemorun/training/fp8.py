@@ -1,0 +1,164 @@
+"""Linear products in float8: x @ weight.T and both of its gradients through `torch._scaled_mm`.
+
+Each operand is divided by a scale, so that its largest number is the largest that float8 can tell, and the
+product is multiplied by both scales: one scale for a whole tensor (or this tensor-parallel rank's part of
+it), found anew at each use. What goes in and comes out is bfloat16, and weights stay what they are.
+
+Inputs and weights are e4m3 (3 bits of mantissa, 2^-9 to 448). Gradients are e5m2 (2 bits, 2^-16 to 57,344):
+they spread over more powers of two than one scale could lift into e4m3, and what falls below is lost.
+
+It is written in plain operators, so that torch.compile can join scaling and casting to what is around them;
+not compiled, each of them goes through memory by itself, which costs more than float8 gains.
+
+Shapes: T (rows), D (input), O (output) and R (rank of an adapter).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nemorun.errors import ConfigError
+from nemorun.training.tensor_parallel import local
+
+E4M3 = torch.float8_e4m3fn
+E5M2 = torch.float8_e5m2
+_STEP = 16
+"""A GPU multiplies matrices whose sides are multiples of this."""
+
+
+def scaled_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None = None,
+    xa: Tensor | None = None,
+    b: Tensor | None = None,
+) -> Tensor:
+    """x [..., D] @ weight [O, D].T, plus xa [..., R] @ b [O, R].T (not in float8) where these are given.
+
+    `scale`: of a weight that is in e4m3 already, and then has no gradient.
+    """
+    rows = None if xa is None else xa.flatten(0, -2)
+    y = _ScaledLinear.apply(x.flatten(0, -2), weight, scale, rows, b)
+    return y.view(*x.shape[:-1], -1)
+
+
+def require_float8(device: torch.device) -> None:
+    """Raises ConfigError on a GPU without float8. A CPU works it out, slowly, so that it can be tried."""
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if torch.version.cuda is None or (major, minor) < (8, 9):
+        raise ConfigError(
+            "trainer.precision=fp8-mixed needs an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper, "
+            f"Blackwell); {torch.cuda.get_device_name(device)} has {major}.{minor}. Set "
+            "trainer.precision=bf16-mixed"
+        )
+
+
+def choose_matrices(model: nn.Module) -> list[str]:
+    """Have the matrices that can be (modules with `float8`) multiplied in float8; the names of the others,
+    whose sides on this rank do not fit."""
+    unfit = []
+    for name, module in model.named_modules():
+        if hasattr(module, "float8"):
+            module.float8 = not any(side % _STEP for side in local(module.weight).shape)
+            if not module.float8:
+                unfit.append(name)
+    return unfit
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether all sides of the three products are what a GPU multiplies."""
+    rows = x.numel() // max(1, x.shape[-1])
+    return rows > 0 and not any(side % _STEP for side in (rows, *weight.shape))
+
+
+def quantized(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x in float8, and the float32 scalar that it is to be multiplied with."""
+    scale = x.abs().amax().float().clamp(min=1e-12) / torch.finfo(kind).max
+    return _cast(x, scale, kind), scale
+
+
+def _cast(x: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
+    most = torch.finfo(kind).max  # rounding could pass it, and what is beyond becomes NaN
+    return (x.float() / scale).clamp(-most, most).to(kind)
+
+
+class _ScaledLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, xa: Tensor | None, b: Tensor | None
+    ) -> Tensor:
+        x8, x_scale = quantized(x, E4M3)
+        w8, w_scale = (weight, scale) if scale is not None else quantized(weight, E4M3)
+        # The weight is kept as it was given and cast again: where ranks share weights, it is freed until the
+        # backward pass, and float8 copies of all layers would not be.
+        kept_x = x8 if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(kept_x, x_scale, weight, w_scale, xa, b)
+        ctx.dtype = x.dtype
+        if xa is None or b is None:
+            return _product(x8, w8.t(), x_scale, w_scale, x.dtype, quick=True)
+        return _adapted_product(x8, w8, x_scale, w_scale, xa, b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x8, x_scale, weight, w_scale, xa, b = ctx.saved_tensors
+        wants_x, wants_weight, _, wants_xa, wants_b = ctx.needs_input_grad
+        g8, g_scale = quantized(grad, E5M2)
+        grad_x = grad_weight = None
+        if wants_x:
+            w8 = weight
+            if weight.dtype != E4M3:
+                # Nothing is added but the order: a cast that waits for the gradient cannot be moved into the
+                # forward pass by a compiler, which would keep its output until here.
+                w8 = _cast(weight, w_scale + 0 * g_scale, E4M3)
+            grad_x = _product(g8, _by_columns(w8), g_scale, w_scale, ctx.dtype)
+        if wants_weight:
+            grad_weight = _product(_by_rows(g8.t()), _by_columns(x8), g_scale, x_scale, weight.dtype)
+        grad_xa = grad @ b if wants_xa else None
+        grad_b = grad.t() @ xa if wants_b else None
+        return grad_x, grad_weight, None, grad_xa, grad_b
+
+
+def _ordered(x: Tensor) -> bool:
+    """Whether the first factor's rows and the second's columns must lie whole.
+
+    On the CPU they need not, and there torch 2.13's compiler gives wrong numbers where it turns float8 about.
+    """
+    return x.is_cuda
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    return x.contiguous() if _ordered(x) else x
+
+
+def _by_columns(x: Tensor) -> Tensor:
+    return x.t().contiguous().t() if _ordered(x) else x
+
+
+def _product(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype, quick: bool = False
+) -> Tensor:
+    """a @ b x both scales. `quick` adds up in fewer bits: good enough forward, not for gradients.
+
+    On the CPU, which float8 makes no faster, the same numbers are multiplied in float32.
+    """
+    if not a.is_cuda:
+        return ((a.float() @ b.float()) * (a_scale * b_scale)).to(dtype)
+    return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=quick)
+
+
+@torch.library.custom_op("nemorun::scaled_adapted_product", mutates_args=())
+def _adapted_product(
+    x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, xa: Tensor, b: Tensor
+) -> Tensor:
+    """As `nemorun.training.adapted`: the adapter's product is added where the other's lies."""
+    return _product(x8, w8.t(), x_scale, w_scale, xa.dtype, quick=True).addmm_(xa, b.t())
+
+
+@_adapted_product.register_fake
+def _(x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, xa: Tensor, b: Tensor) -> Tensor:
+    return xa.new_empty(x8.shape[0], w8.shape[0])
