@@ -27,6 +27,9 @@ class Linear(nn.Module):
     `lora_a` [targets x R, in].
     """
 
+    float8_weight: Tensor | None
+    float8_scale: Tensor | None
+
     def __init__(
         self,
         inputs: int,
@@ -43,6 +46,9 @@ class Linear(nn.Module):
         self.tensor_group: dist.ProcessGroup | None = None
         self.float8 = False
         """Whether the product with the weight is in float8; adapters' never is."""
+        # Of a frozen weight, where it is quantized once (`fp8.quantize_frozen`). No state.
+        self.register_buffer("float8_weight", None, persistent=False)
+        self.register_buffer("float8_scale", None, persistent=False)
         self.places = [(pattern.index(t) * unit, pattern.count(t) * unit) for t in range(len(targets))]
         """Of each target, where its rows begin within the pattern, and how many they are: one run of rows."""
         self.period = len(pattern) * unit
@@ -56,9 +62,12 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]; both may be this tensor-parallel rank's part."""
         weight = local(self.weight).to(x.dtype)
+        scale: Tensor | None = None
         float8 = self.float8 and fits(x, weight)
+        if float8 and self.float8_weight is not None:
+            weight, scale = self.float8_weight, self.float8_scale
         if not self.adapted:
-            return scaled_linear(x, weight) if float8 else F.linear(x, weight)
+            return scaled_linear(x, weight, scale) if float8 else F.linear(x, weight)
         # What is not divided over tensor-parallel ranks gets a part of its gradient on each of them.
         a = local(self.lora_a, sum_over=self.tensor_group)
         b = self._placed(local(self.lora_b, sum_over=self.tensor_group).to(x.dtype))
@@ -67,7 +76,7 @@ class Linear(nn.Module):
         dropped = F.dropout(x, self.lora.dropout, self.training and self.lora.dropout > 0)
         xa = F.linear(dropped, a)
         if float8:
-            return scaled_linear(x, weight, xa=xa, b=b)
+            return scaled_linear(x, weight, scale, xa, b)
         return adapted_product(x, weight, xa, b)
 
     def _placed(self, b: Tensor) -> Tensor:

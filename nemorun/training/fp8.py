@@ -62,12 +62,25 @@ def choose_matrices(model: nn.Module) -> list[str]:
     """Have the matrices that can be (modules with `float8`) multiplied in float8; the names of the others,
     whose sides on this rank do not fit."""
     unfit = []
+    module: Any
     for name, module in model.named_modules():
         if hasattr(module, "float8"):
             module.float8 = not any(side % _STEP for side in local(module.weight).shape)
             if not module.float8:
                 unfit.append(name)
     return unfit
+
+
+@torch.no_grad()
+def quantize_frozen(model: nn.Module) -> None:
+    """Quantize once what is not trained, instead of at each use; to be called when the weights are there.
+
+    The weights stay as well, for checkpoints and exports: it takes a byte more for each of them.
+    """
+    module: Any
+    for module in model.modules():
+        if getattr(module, "float8", False) and not module.weight.requires_grad:
+            module.float8_weight, module.float8_scale = quantized(local(module.weight), E4M3)
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:

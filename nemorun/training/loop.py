@@ -28,6 +28,7 @@ from nemorun.training.config import (
 )
 from nemorun.training.distributed import Ranks
 from nemorun.training.errors import TrainingError
+from nemorun.training.fp8 import quantize_frozen
 from nemorun.training.layout import Layout
 from nemorun.training.loss import IGNORE
 from nemorun.training.metrics import Metrics, results_folder
@@ -114,6 +115,9 @@ class Loop:
             self._say(f"goes on from step {self.step}: {folder}")
         elif fill:
             fill({name: one for piece in self.pieces for name, one in piece.named_parameters()})
+        if self.config.precision == "fp8-mixed" and not layout.shares_weights:
+            for piece in self.pieces:  # those that ranks share are gathered, and quantized, at each use
+                quantize_frozen(piece)
         self.metrics = self._open_metrics()
         results = results_folder(self.log)
         self.nan_guard = NanGuard(self.config.on_nan, self.ranks, results, saves=layout.speaks_for_data)
