@@ -43,9 +43,11 @@ LORA = {"enabled": True, "rank": 16, "alpha": 32.0}
 ROWS: dict[str, dict[str, Any]] = {
     "pretrain": {"gpus": 0, "rows": 2, "trainer": {"recompute": "selective"}},
     "pretrain-1": {"gpus": 0, "rows": 1},
+    "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": {"recompute": "selective", "precision": "fp8-mixed"}},
     "pretrain-bf16-moments": {"gpus": 0, "rows": 1, "optim": {"moments": "bf16"}},
     "lora": {"gpus": 1, "rows": 1, "model": {"lora": LORA}},
     "lora-2": {"gpus": 1, "rows": 2, "model": {"lora": LORA}, "trainer": {"recompute": "selective"}},
+    "lora-fp8": {"gpus": 1, "rows": 1, "model": {"lora": LORA}, "trainer": {"precision": "fp8-mixed"}},
     "packed": {"gpus": 0, "rows": 2, "length": 4096, "packed": True, "trainer": {"recompute": "selective"}},
     "tp2": {"gpus": 2, "rows": 1, "parallelism": {"tensor_parallel": 2}, "optim": {"moments": "bf16"}},
 }
@@ -221,7 +223,9 @@ def train(row: dict[str, Any]) -> None:
         told = [json.loads(line) for line in (Path(row["folder"]) / "metrics.jsonl").read_text().splitlines()]
         del loop
         torch.cuda.empty_cache()
-        floor = tokens / floor_seconds(config, row, length) if row["floor"] and ranks.first else None
+        floor = None
+        if row["floor"] and ranks.first:
+            floor = tokens / floor_seconds(config, row, length, trainer.precision == "fp8-mixed")
         if ranks.first:
             answer = {
                 "tokens_per_second_per_gpu": tokens / median,
@@ -281,10 +285,11 @@ class Random:
         pass
 
 
-def floor_seconds(config: Any, row: dict[str, Any], length: int) -> float:
-    """Seconds of one step's matrix products and attention, each measured alone in bf16 at the row's shapes.
+def floor_seconds(config: Any, row: dict[str, Any], length: int, float8: bool = False) -> float:
+    """Seconds of one step's matrix products and attention, each measured alone at the row's shapes.
 
-    A frozen weight has no gradient of its own; what is recomputed is not counted.
+    In bf16, or the blocks' matrices in `float8` without what it takes to get there (amax, casts, turning). A
+    frozen weight has no gradient of its own; what is recomputed is not counted.
     """
     import torch
     import torch.nn.functional as F
@@ -314,6 +319,27 @@ def floor_seconds(config: Any, row: dict[str, Any], length: int) -> float:
         total = seconds(lambda: x @ w.T) + seconds(lambda: y @ w)
         return total + (seconds(lambda: y.T @ x) if weight_gradient else 0.0)
 
+    def float8_products(out: int, into: int, weight_gradient: bool) -> float:
+        one = torch.ones((), device="cuda")
+
+        def operand(height: int, width: int, kind: torch.dtype = torch.float8_e4m3fn) -> Any:
+            return torch.randn(height, width, device="cuda").to(kind)
+
+        def product(a: Any, b: Any, quick: bool) -> float:
+            """a [M, K] and b [N, K]: both with K lying whole, as the product wants them."""
+            return seconds(
+                lambda: torch._scaled_mm(
+                    a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=quick
+                )
+            )
+
+        g = torch.float8_e5m2
+        total = product(operand(tokens, into), operand(out, into), quick=True)
+        total += product(operand(tokens, out, g), operand(into, out), quick=False)
+        if weight_gradient:
+            total += product(operand(out, tokens, g), operand(into, tokens), quick=False)
+        return total
+
     def attention() -> float:
         rows, span = (row["rows"], length)
         q = torch.randn(rows, heads, span, k, device="cuda", dtype=torch.bfloat16, requires_grad=True)
@@ -330,7 +356,8 @@ def floor_seconds(config: Any, row: dict[str, Any], length: int) -> float:
 
         return seconds(run)
 
-    layer = sum(products(*shape, weight_gradient=not frozen) for shape in shapes) + attention()
+    of_blocks = float8_products if float8 else products
+    layer = sum(of_blocks(*shape, weight_gradient=not frozen) for shape in shapes) + attention()
     total = config.num_layers * layer + products(config.vocab_size, d, weight_gradient=not frozen)
     return total * row.get("micro_batches", 1)
 
