@@ -128,28 +128,12 @@ class _ScaledLinear(torch.autograd.Function):
                 # Nothing is added but the order: a cast that waits for the gradient cannot be moved into the
                 # forward pass by a compiler, which would keep its output until here.
                 w8 = _cast(weight, w_scale + 0 * g_scale, E4M3)
-            grad_x = _product(g8, _by_columns(w8), g_scale, w_scale, ctx.dtype)
+            grad_x = _product(g8, w8, g_scale, w_scale, ctx.dtype)
         if wants_weight:
-            grad_weight = _product(_by_rows(g8.t()), _by_columns(x8), g_scale, x_scale, weight.dtype)
+            grad_weight = _product(g8.t(), x8, g_scale, x_scale, weight.dtype)
         grad_xa = grad @ b if wants_xa else None
         grad_b = grad.t() @ xa if wants_b else None
         return grad_x, grad_weight, None, grad_xa, grad_b
-
-
-def _ordered(x: Tensor) -> bool:
-    """Whether the first factor's rows and the second's columns must lie whole.
-
-    On the CPU they need not, and there torch 2.13's compiler gives wrong numbers where it turns float8 about.
-    """
-    return x.is_cuda
-
-
-def _by_rows(x: Tensor) -> Tensor:
-    return x.contiguous() if _ordered(x) else x
-
-
-def _by_columns(x: Tensor) -> Tensor:
-    return x.t().contiguous().t() if _ordered(x) else x
 
 
 def _product(
@@ -157,11 +141,24 @@ def _product(
 ) -> Tensor:
     """a @ b x both scales. `quick` adds up in fewer bits: good enough forward, not for gradients.
 
-    On the CPU, which float8 makes no faster, the same numbers are multiplied in float32.
+    A GPU wants the rows of `a` and the columns of `b` to lie whole; what does not is copied, which a compiler
+    joins to the cast. On the CPU, which float8 makes no faster, the same numbers are multiplied in float32
+    (and left as they lie: torch 2.13's compiler gives wrong numbers where it turns float8 there).
     """
-    if not a.is_cuda:
+    if not _on_a_gpu(a):
         return ((a.float() @ b.float()) * (a_scale * b_scale)).to(dtype)
-    return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=quick)
+    return torch._scaled_mm(
+        a.contiguous(),
+        b.t().contiguous().t(),
+        scale_a=a_scale,
+        scale_b=b_scale,
+        out_dtype=dtype,
+        use_fast_accum=quick,
+    )
+
+
+def _on_a_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 @torch.library.custom_op("nemorun::scaled_adapted_product", mutates_args=())

@@ -61,6 +61,7 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
     if layout.parallelism.async_tensor_parallel:
         _overlap_tensor_exchanges(layout)
     pieces = _pieces(model.to("meta") if given is None else _without_weights(model), layout)
+    unfit: list[str] = []  # matrices that float8 leaves out
     for piece in pieces:
         piece.dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
         for parameter in piece.parameters():
@@ -68,7 +69,7 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
                 parameter.data = parameter.data.to(piece.dtype)
         _divide_matrices(piece, layout)
         if config.precision == "fp8-mixed":
-            _multiply_in_float8(piece, compiles(config, layout), layout.ranks)
+            unfit += choose_matrices(piece)
         for block in piece.blocks.values():
             block.forward = _recomputed(block.forward, config.recompute)
             if compiles(config, layout):
@@ -82,6 +83,8 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
         else:
             for name, parameter in piece.named_parameters():
                 take_part(parameter, given[name].detach())
+    if config.precision == "fp8-mixed":
+        _say_what_is_float8(unfit, pieces, config, layout)
     return pieces
 
 
@@ -89,17 +92,18 @@ def compiles(config: TrainerConfig, layout: Layout) -> bool:
     return layout.ranks.device.type == "cuda" if config.compile is None else config.compile
 
 
-def _multiply_in_float8(piece: TrainableModel, compiled: bool, ranks: Ranks) -> None:
-    """The matrices of blocks whose sides fit; the first rank says what stays in bfloat16, and why."""
-    unfit = choose_matrices(piece)
-    if not ranks.first:
+def _say_what_is_float8(
+    unfit: list[str], pieces: list[TrainableModel], config: TrainerConfig, layout: Layout
+) -> None:
+    """The first rank says what stays in bfloat16, and why."""
+    if not layout.ranks.first:
         return
-    stay = "the head, embeddings" + (" and experts" if piece.expert_layers() else "")
-    say(f"float8   the blocks' matrices; {stay} stay in bfloat16")
+    experts = " and experts" if any(piece.expert_layers() for piece in pieces) else ""
+    say(f"float8   the blocks' matrices; the head, embeddings{experts} stay in bfloat16")
     if unfit:
         others = f" and {len(unfit) - 1} more stay" if len(unfit) > 1 else " stays"
         say(f"float8   {unfit[0]}{others} in bfloat16, too: the sides of a matrix must be multiples of 16")
-    if ranks.device.type == "cuda" and not compiled:
+    if layout.ranks.device.type == "cuda" and not compiles(config, layout):
         say("warning: trainer.precision=fp8-mixed is slower than bf16-mixed without trainer.compile")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -36,23 +35,23 @@ def drawn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
-def of_torch(
-    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype, quick: bool = False
-) -> Tensor:
-    """What a GPU does, with what it wants of its factors."""
-    assert a.is_contiguous() and b.t().is_contiguous() and b.stride()[0] == 1
+def of_a_gpu(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, **rest: Any) -> Tensor:
+    """torch's product for the CPU, with what a GPU wants of its factors."""
+    assert a.is_contiguous() and b.t().is_contiguous()
     assert not any(side % 16 for side in (*a.shape, *b.shape))
-    assert a_scale.dtype == b_scale.dtype == torch.float32 and a_scale.numel() == b_scale.numel() == 1
-    return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=quick)
+    assert scale_a.dtype == scale_b.dtype == torch.float32 and scale_a.numel() == scale_b.numel() == 1
+    assert E4M3 in (a.dtype, b.dtype)
+    return TORCHS(a, b, scale_a=scale_a, scale_b=scale_b, **rest)
+
+
+TORCHS = torch._scaled_mm
 
 
 @pytest.fixture(params=["as on the CPU", "as on a GPU"])
-def product(request: pytest.FixtureRequest) -> Iterator[None]:
-    with contextlib.ExitStack() as patched:
-        if request.param == "as on a GPU":
-            patched.enter_context(mock.patch.object(fp8, "_product", of_torch))
-            patched.enter_context(mock.patch.object(fp8, "_ordered", lambda _: True))
-        yield
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(fp8, "_on_a_gpu", lambda _: True)
+        monkeypatch.setattr(torch, "_scaled_mm", of_a_gpu)
 
 
 def results(product: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
@@ -247,7 +246,13 @@ def test_a_run_in_float8_learns_and_goes_on_exactly(forks: Forks, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("parallelism", "trainer"), [({}, {}), ({}, {"strategy": "ddp"}), ({"tensor_parallel": 2}, {})]
+    ("parallelism", "trainer"),
+    [
+        ({}, {"recompute": "selective"}),
+        ({}, {"strategy": "ddp"}),
+        ({"tensor_parallel": 2}, {}),
+        ({"pipeline_parallel": 2}, {}),
+    ],
 )
 def test_every_layout_learns_in_float8(
     forks: Forks, tmp_path: Path, parallelism: dict[str, int], trainer: dict[str, str]
