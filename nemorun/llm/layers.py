@@ -79,6 +79,13 @@ class Linear(nn.Module):
             return scaled_linear(x, weight, scale, xa, b)
         return adapted_product(x, weight, xa, b)
 
+    def merged(self) -> Tensor:
+        """The weight [out, in] with the adapters added to it, in the weight's type."""
+        if not self.adapted:
+            return self.weight
+        change = self._placed(self.lora_b.float()) @ self.lora_a.float()
+        return (self.weight + change * (self.lora.alpha / self.lora.rank)).to(self.weight.dtype)
+
     def _placed(self, b: Tensor) -> Tensor:
         """[out, R] -> [out, targets x R]: each row at its own target's place, and 0 at the others."""
         if all(self.adapts) and len(self.targets) == 1:

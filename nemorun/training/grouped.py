@@ -22,12 +22,13 @@ def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
     `ends` are int32 and ascending, the last is T. A weight without rows gets a gradient of zeros.
     """
-    if _suits_gpu(x, weight):
+    if suits_gpu(x, weight):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
     return _one_by_one(x, weight, ends)
 
 
-def _suits_gpu(x: Tensor, weight: Tensor) -> bool:
+def suits_gpu(x: Tensor, weight: Tensor) -> bool:
+    """Does torch's own product take rows like `x`? If not, the host waits for the device to know the runs."""
     height, width = weight.shape[1:]
     whole_lines = height % 8 == 0 and width % 8 == 0
     return x.is_cuda and x.dtype == torch.bfloat16 and whole_lines and x.shape[0] > 0
