@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,13 @@ from nemorun.training.batch import Inputs
 from nemorun.training.loss import linear_cross_entropy_sum
 from nemorun.training.model import ExpertLayer, TrainableModel
 from nemorun.training.tensor_parallel import WHOLE, Region, local
+
+
+class Memory(Protocol):
+    """The keys and values of one block's earlier tokens, kept while text is generated."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Keep key and value [B, S, G, K], and let query [B, S, H, K] attend to all kept: [B, S, H, K]."""
 
 
 class Attention(nn.Module):
@@ -48,13 +56,17 @@ class Attention(nn.Module):
         self.region = WHOLE
         self.context_group: torch.distributed.ProcessGroup | None = None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None, memory: Memory | None = None
+    ) -> Tensor:
         # Head counts come from the product's own width, so that a rank with some of the heads runs the same.
         qkv = self.qkv(self.region.enter(x)).unflatten(-1, (-1, self.heads_of_a_key + 2, self.head_dim))
         query = rotate(qkv[..., :-2, :].flatten(2, 3), cos, sin)
         key = rotate(qkv[..., -2, :], cos, sin)
         value = qkv[..., -1, :]
-        if self.context_group:
+        if memory is not None:
+            mixed = memory.attend(query, key, value)
+        elif self.context_group:
             mixed = ring_attend(query, key, value, documents, self.context_group)
         else:
             mixed = attend(query, key, value, documents)
@@ -127,8 +139,10 @@ class Block(nn.Module):
         self.feed_forward_norm = Norm(config)
         self.feed_forward = feed_forward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, documents)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None, memory: Memory | None = None
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, documents, memory)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
