@@ -1,4 +1,4 @@
-"""Language models: configuration, the transformer, its data, pre-training. Importing it imports no torch."""
+"""Language models: configuration, data, the transformer, training, text. Importing it imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nemorun.llm.data.finetune import FinetuneData
     from nemorun.llm.data.pretrain import PretrainData
     from nemorun.llm.finetuning import finetune
-    from nemorun.llm.generation import generate
+    from nemorun.llm.generation import Generator, generate
     from nemorun.llm.model import GPTModel
     from nemorun.llm.pretraining import pretrain
 
@@ -22,6 +22,7 @@ __all__ = [
     "FinetuneDataConfig",
     "GPTConfig",
     "GPTModel",
+    "Generator",
     "PretrainData",
     "finetune",
     "generate",
@@ -34,7 +35,7 @@ __getattr__, __dir__ = lazily(
         ".config": ("GPTConfig",),
         ".data": ("DataConfig", "FinetuneData", "FinetuneDataConfig", "PretrainData"),
         ".finetuning": ("finetune",),
-        ".generation": ("generate",),
+        ".generation": ("Generator", "generate"),
         ".model": ("GPTModel",),
         ".pretraining": ("pretrain",),
     },

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data import DataConfig, FinetuneData, FinetuneDataConfig, Prefetched, PretrainData
-from nemorun.llm.generation import generate
 from nemorun.llm.huggingface import check_base, read_model, write_adapter, write_model
 from nemorun.llm.model import GPTModel
+from nemorun.llm.sample import continued
 from nemorun.training.config import (
     CheckpointConfig,
     LogConfig,
@@ -73,14 +73,14 @@ def train(
     _export(training, model, base, results_folder(log), export, shown)
     whole = layout.stages == layout.context_ranks == 1
     if sample is not None and whole and isinstance(text, PretrainData) and text.is_bytes:
-        continued = generate(
+        text_of_sample = continued(
             training.forward,
             sample.encode(),
             max_tokens=_SAMPLE_TOKENS,
             context=seq_length,
             seed=trainer.seed,
         )
-        shown(f"--- the trained model goes on from {sample!r} ---\n{continued}\n---")
+        shown(f"--- the trained model goes on from {sample!r} ---\n{text_of_sample}\n---")
     shown(where)
     return {"step": training.step, **result}
 

@@ -8,8 +8,8 @@ import torch
 from nemorun.errors import ConfigError
 from nemorun.llm import GPTConfig, GPTModel
 from nemorun.llm.config import LoraConfig, RopeScaling
-from nemorun.llm.generation import generate
 from nemorun.llm.layers import rotary, rotate
+from nemorun.llm.sample import continued
 from nemorun.training.batch import Inputs
 from nemorun.training.config import ParallelismConfig
 from nemorun.training.loss import IGNORE
@@ -162,15 +162,15 @@ def test_first_weights_are_set_by_the_seed() -> None:
     assert (first["blocks.0.attention_norm.weight"] == 1).all()
 
 
-def test_generation_repeats_itself_and_stops_at_the_end_of_a_document() -> None:
+def test_a_sample_repeats_itself_and_stops_at_the_end_of_a_document() -> None:
     model = made(tiny())
-    texts = {generate(model, b"def ", max_tokens=20, context=16, seed=3) for _ in range(2)}
+    texts = {continued(model, b"def ", max_tokens=20, context=16, seed=3) for _ in range(2)}
     assert len(texts) == 1 and texts.pop().startswith("def ")
 
     def ends(tokens: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(torch.full((1, tokens.shape[1]), 256), 257) * 100.0
 
-    assert generate(ends, b"all", max_tokens=20, context=16) == "all"
+    assert continued(ends, b"all", max_tokens=20, context=16) == "all"
 
 
 @pytest.mark.parametrize(

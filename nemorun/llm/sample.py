@@ -1,4 +1,8 @@
-"""Text from a model, token by token. The whole context runs through the model for each: simple, not fast."""
+"""The text that a byte-level model shows at the end of its training, on all of its ranks together.
+
+The whole context runs through the model for each token: simple, not fast, and the same however the model is
+divided. `nemorun.llm.generation` is the fast way, for a whole model on one device.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from nemorun.llm.data import END
 
 
 @torch.no_grad()
-def generate(
+def continued(
     forward: Callable[[Tensor], Tensor],
     prompt: bytes,
     *,
