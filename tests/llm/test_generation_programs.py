@@ -1,4 +1,4 @@
-"""The benchmark of generation runs, small, without a GPU."""
+"""What measures and checks generation on a GPU runs without one, small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench" / "generate.py"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_benchmark_runs_small(tmp_path: Path) -> None:
@@ -27,7 +29,15 @@ def test_the_benchmark_runs_small(tmp_path: Path) -> None:
         "2",
     ]
     done = subprocess.run(
-        [sys.executable, SCRIPT, *small, "--json", tmp_path / "found.json"], capture_output=True, text=True
+        [
+            sys.executable,
+            ROOT / "scripts" / "bench" / "generate.py",
+            *small,
+            "--json",
+            tmp_path / "found.json",
+        ],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
@@ -36,3 +46,11 @@ def test_the_benchmark_runs_small(tmp_path: Path) -> None:
     ]
     assert all(row["tokens_per_second"] > 0 and row["floor_tokens_per_second"] > 0 for row in rows)
     assert len(done.stdout.splitlines()[-4:]) == 4 and done.stdout.splitlines()[-1].startswith("transformers")
+
+
+@pytest.mark.slow
+def test_the_check_finds_nothing_wrong() -> None:
+    program = ROOT / "tests" / "gpu" / "generation_check.py"
+    done = subprocess.run([sys.executable, program, "--cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 12
