@@ -10,7 +10,9 @@ from nemorun.errors import NemorunError, did_you_mean
 from nemorun.executors.base import Check
 from nemorun.executors.kubernetes import rights, volumes
 from nemorun.executors.kubernetes.api import KUEUE_VERSIONS, PLURALS, Api, Object, api_of
+from nemorun.executors.kubernetes.pods import container_resources
 from nemorun.executors.kubernetes.quantities import amount
+from nemorun.executors.kubernetes.quota import shares, wanted
 from nemorun.executors.kubernetes.reasons import condition
 from nemorun.executors.kubernetes.refusals import ApiError, Forbidden, NotFound
 from nemorun.executors.kubernetes.workloads import KINDS
@@ -150,54 +152,48 @@ def _stopped(queue: Object) -> str:
     return str(active.get("message") or "it is not active") if active else ""
 
 
+def no_claim(api: Api, claim: str) -> str:
+    """Words for a claim that is not there, or has lost its volume; none where pods can mount it."""
+    found = api.find(api.path("PersistentVolumeClaim", claim))
+    if found is None:
+        return f"namespace '{api.namespace}' has no claim '{claim}'; create it"
+    lost = found.get("status", {}).get("phase") == "Lost"
+    return f"claim '{claim}' has lost its volume" if lost else ""
+
+
+def no_secret(api: Api, name: str) -> str:
+    """Words for a secret that is not there; none where it is."""
+    there = api.find(api.path("Secret", name)) is not None
+    return "" if there else f"namespace '{api.namespace}' has no secret '{name}'; create it"
+
+
 def _claims(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
-    for mount in volumes.parse(executor.volumes):
-        claim = mount.source.get("persistentVolumeClaim", {}).get("claimName")
-        if claim is None:
-            continue
-        found = api.find(api.path("PersistentVolumeClaim", claim))
-        if found is None:
-            yield Check("volumes", False, f"namespace '{api.namespace}' has no claim '{claim}'; create it")
-        elif (phase := found.get("status", {}).get("phase")) == "Lost":
-            yield Check("volumes", False, f"claim '{claim}' has lost its volume")
-        else:
-            yield Check("volumes", True, f"claim '{claim}' is {str(phase).lower()}")
+    for claim in volumes.claims(executor.volumes):
+        missing = no_claim(api, claim)
+        yield Check("volumes", not missing, missing or f"claim '{claim}' is there")
 
 
 def _secrets(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
     for name in (*executor.image_pull_secrets, *executor.env_from_secrets):
-        there = api.find(api.path("Secret", name)) is not None
-        words = name if there else f"namespace '{api.namespace}' has no secret '{name}'; create it"
-        yield Check("secrets", there, words)
+        missing = no_secret(api, name)
+        yield Check("secrets", not missing, missing or name)
 
 
 def _quotas(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:
     """Is what one task asks for left?"""
-    nodes = executor.nodes or 1
-    wanted = {
-        "pods": nodes,
-        "count/jobs.batch": int(executor.kind == "job"),
-        "count/configmaps": 1 + (executor.code == "configmap"),
-        f"requests.{executor.gpu_resource}": nodes * (executor.num_gpus or 0),
-        "requests.cpu": nodes * amount(executor.cpus or 0),
-        "requests.memory": nodes * amount(executor.memory or 0),
-    }
     try:
         quotas = api.get(api.path("ResourceQuota"))["items"]
     except Forbidden:
         yield Check("quota", True, "not known: you may not list resourcequotas")
         return
-    for quota in quotas:
-        hard, used = (quota.get("status", {}).get(key, {}) for key in ("hard", "used"))
-        for resource, asked in wanted.items():
-            if not asked or resource not in hard:
-                continue
-            left = amount(hard[resource]) - amount(used.get(resource, 0))
-            counts = f"{used.get(resource, 0)} of {hard[resource]} {resource} are used"
-            words = f"{quota['metadata']['name']}: {counts}"
-            if left < asked:
-                words += f", and a task asks for {asked:g}; wait, ask for less, or have it raised"
-            yield Check("quota", left >= asked, words)
+    asked = wanted(executor.nodes or 1, container_resources(executor, executor.num_gpus or 0))
+    asked["count/jobs.batch"] = int(executor.kind == "job")
+    asked["count/configmaps"] = 1 + (executor.code == "configmap")
+    for share in shares(quotas, asked):
+        words = f"{share.quota}: {share}"
+        if not share.left:
+            words += f", and a task asks for {share.asked:g}; wait, ask for less, or have it raised"
+        yield Check("quota", share.left, words)
 
 
 def _nodes(api: Api, executor: KubernetesExecutor) -> Iterator[Check]:

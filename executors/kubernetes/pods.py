@@ -140,7 +140,7 @@ def _container(
         made["env"] = env_list
     if executor.env_from_secrets:
         made["envFrom"] = [{"secretRef": {"name": source}} for source in executor.env_from_secrets]
-    if resources := container_resources(executor, job):
+    if resources := container_resources(executor, job.resources.gpus_per_node):
         made["resources"] = resources
     own = {k: v for k, v in executor.security_context.items() if k in CONTAINER_SECURITY}
     if own:
@@ -150,11 +150,11 @@ def _container(
     return made
 
 
-def container_resources(executor: KubernetesExecutor, job: JobSpec) -> dict[str, Any]:
+def container_resources(executor: KubernetesExecutor, gpus: int) -> dict[str, Any]:
     """GPUs and memory as limits, which are what is asked for, too; of CPUs a pod may use more."""
     limits: dict[str, Any] = {}
-    if job.resources.gpus_per_node:
-        limits[executor.gpu_resource] = job.resources.gpus_per_node
+    if gpus:
+        limits[executor.gpu_resource] = gpus
     if executor.memory is not None:
         limits["memory"] = executor.memory
     limits |= executor.extended_resources

@@ -39,7 +39,7 @@ def submit(executor: KubernetesExecutor, rendered: Rendered, secrets: Mapping[st
     except ApiError as error:
         raise SubmitError(f"{error}; nothing was submitted") from error
     code = list(code_objects(executor, rendered))
-    look_ahead(api, len(rendered.tasks), [parent, *code, *rendered.owned])
+    look_ahead(api, rendered.tasks, [parent, *code, *rendered.owned])
     maker = uuid.uuid4().hex
     owner = _create_parent(api, parent, maker)
     try:

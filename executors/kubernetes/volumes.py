@@ -63,6 +63,12 @@ def parse(texts: Sequence[str]) -> list[Mount]:
     return mounts
 
 
+def claims(texts: Sequence[str]) -> list[str]:
+    """Names of the PersistentVolumeClaims among the volumes."""
+    sources = (mount.source.get("persistentVolumeClaim", {}) for mount in parse(texts))
+    return [source["claimName"] for source in sources if source]
+
+
 def _mount(text: object) -> Mount:
     kind_name, _, rest = text.partition(":") if isinstance(text, str) else ("", "", "")
     kind = _KINDS.get(kind_name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from nemorun.executors.kubernetes.reasons import Object, condition, timestamp
 from nemorun.job import JobRef
@@ -48,6 +48,18 @@ def pods_wanted(workload: Object) -> int:
     if "runtimeRef" in spec:
         return int((spec.get("trainer") or {}).get("numNodes") or 1)
     return int(spec.get("parallelism") or 1)
+
+
+def pod_specs(workload: object) -> Iterator[Object]:
+    """The specs of its pods, wherever its kind has them."""
+    if isinstance(workload, dict):
+        if "containers" in workload:
+            yield workload
+        for value in workload.values():
+            yield from pod_specs(value)
+    elif isinstance(workload, list):
+        for value in workload:
+            yield from pod_specs(value)
 
 
 def is_suspended(workload: Object) -> bool:

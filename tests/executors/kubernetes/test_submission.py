@@ -9,12 +9,13 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nemorun.errors import ConfigError, SubmitError
 from nemorun.executors.kubernetes.code import LIMIT
-from nemorun.job import Resources
+from nemorun.job import Reason, Resources
 from tests.executors.kubernetes.conftest import KINDS, K8sBench, eventually
 from tests.k8s_rig import K8sRig
 
@@ -39,6 +40,15 @@ def names(bench: K8sBench, kinds: str = KINDS) -> set[str]:
 
 @pytest.mark.parametrize("nodes", [2, 128])
 def test_few_calls_whatever_the_number_of_nodes(k8s: Make, tmp_path: Path, nodes: int) -> None:
+    """Dry run, rights and quota, and the task's three objects; code and secrets are an object more each."""
+    bench = k8s()
+    bench.add("plain", yaml="x: 1", resources=Resources(nodes=nodes, gpus_per_node=8))
+    before = bench.api.calls
+    assert bench.submit() == {"plain": f"job/{bench.namespace}/plain-{bench.id}"}
+    assert bench.api.calls - before == 6
+    (job,) = bench.objects("jobs")
+    assert job["spec"]["parallelism"] == nodes
+
     bench = k8s()
     bench.add(
         yaml="x: 1",
@@ -47,10 +57,42 @@ def test_few_calls_whatever_the_number_of_nodes(k8s: Make, tmp_path: Path, nodes
         resources=Resources(nodes=nodes, gpus_per_node=8),
     )
     before = bench.api.calls
-    assert bench.submit({"TOKEN": "hidden"}) == {"task": f"job/{bench.namespace}/task-{bench.id}"}
-    assert bench.api.calls - before <= 6
-    (job,) = bench.objects("jobs")
-    assert job["spec"]["parallelism"] == nodes
+    bench.submit({"TOKEN": "hidden"})
+    assert bench.api.calls - before == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"volumes": ["pvc:training-data:/data"]}, "has no claim 'training-data'; create it"),
+        ({"image_pull_secrets": ["ngc"]}, "has no secret 'ngc'; create it"),
+        ({"env_from_secrets": ["tokens"], "queue": "research"}, "no Kueue.*; .*no secret 'tokens'"),
+    ],
+)
+def test_what_a_task_names_must_be_there(k8s: Make, fields: dict[str, Any], words: str) -> None:
+    bench = k8s(**fields)
+    bench.add()
+    with pytest.raises(SubmitError, match=words):
+        bench.submit()
+    assert not bench.objects()
+
+
+def test_what_a_quota_can_never_give_is_refused(k8s: Make, k8s_rig: K8sRig) -> None:
+    bench = k8s(node_selector={"rig/kind": "fake"})
+    hard = "--hard=requests.nvidia.com/gpu=16"
+    k8s_rig.kubectl("create", "quota", "gpus", hard, "-n", bench.namespace)
+    quota = bench.api.path("ResourceQuota", "gpus")
+    eventually(lambda: "hard" in bench.api.get(quota).get("status", {}))
+    bench.add("large", resources=Resources(nodes=3, gpus_per_node=8))
+    with pytest.raises(SubmitError, match=r"'large' asks for 24 requests\.nvidia\.com/gpu, .* 'gpus'.*16"):
+        bench.submit()
+    assert not bench.objects()
+    # what others hold now is no reason: tasks wait for it, and `status` says so
+    for _ in range(2):
+        waiting = k8s(node_selector={"rig/kind": "fake"})
+        waiting.add("fits", resources=Resources(nodes=2, gpus_per_node=8))
+        waiting.submit()
+    eventually(lambda: waiting.status("fits").reason is Reason.QUOTA)
 
 
 def test_what_is_sent(k8s: Make, tmp_path: Path) -> None:
