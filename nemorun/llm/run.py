@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data import DataConfig, FinetuneData, FinetuneDataConfig, Prefetched, PretrainData
-from nemorun.llm.huggingface import check_base, read_model, write_adapter, write_model
+from nemorun.llm.huggingface import TensorFiles, check_base, read_model, write_adapter, write_model
 from nemorun.llm.model import GPTModel
 from nemorun.llm.sample import continued
 from nemorun.training.config import (
@@ -69,7 +69,7 @@ def train(
         f"{where}"
     )
     with contextlib.closing(Prefetched(text, data.prefetch)) as batches:
-        result = training.fit(GPTModel(model), batches, _filling(base, model, shown))
+        result = training.fit(GPTModel(model), batches, _filling(base, model, shown), _origin(base, training))
     _export(training, model, base, results_folder(log), export, shown)
     whole = layout.stages == layout.context_ranks == 1
     if sample is not None and whole and isinstance(text, PretrainData) and text.is_bytes:
@@ -109,6 +109,14 @@ def _filling(
         read_model(base, parameters, model)
 
     return fill
+
+
+def _origin(base: str | Path | None, training: Loop) -> str:
+    """What the first weights are."""
+    if base is not None:
+        return f"base {TensorFiles(base).fingerprint()}"
+    # a GPU draws other values from the same seed
+    return f"seed {training.config.seed} on {training.ranks.device.type}"
 
 
 def _export(

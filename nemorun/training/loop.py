@@ -88,10 +88,13 @@ class Loop:
         model: TrainableModel,
         batches: Batches,
         fill: Callable[[Mapping[str, Tensor]], None] | None = None,
+        origin: str = "",
     ) -> dict[str, float]:
         """Train `model` from its newest checkpoint, else from the weights it has or the seed's, to the end.
 
         `fill` may give first weights instead: it gets this rank's parameters, or parts of them, by name.
+        Frozen weights are in no checkpoint: a resumed run gets them as the first one did. `origin` says what
+        they are, and a checkpoint of adapters to others is refused.
 
         Returns the last metrics: `loss`, `val_loss` where there is one, and others. The model is then in
         `self.pieces`, divided over the ranks. Raises SystemExit(EXIT_RESUME) after SIGTERM or SIGUSR2, with
@@ -104,17 +107,22 @@ class Loop:
         if self.config.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not, without this
             torch.use_deterministic_algorithms(True)
+        frozen = any(not parameter.requires_grad for parameter in model.parameters())
+        self.origin = origin if frozen else ""
         self.pieces = parallelize(model, self.config, layout)
         self.passes: Passes = Pipeline(self.pieces, layout) if layout.stages > 1 else OnePiece(self.pieces[0])
         self.optimizer = build_optimizer(self.pieces, self.optim)
         folder = Path(self.checkpoint.dir or results_folder(self.log) / "checkpoints").absolute()
-        self.checkpointer = Checkpointer(folder, self.checkpoint, self.pieces, self.optimizer, self.ranks)
-        if state := self.checkpointer.restore():
-            self.step, self.tokens = state["step"], state["tokens"]
-            batches.restore(state["data"])
-            self._say(f"goes on from step {self.step}: {folder}")
-        elif fill:
-            fill({name: one for piece in self.pieces for name, one in piece.named_parameters()})
+        self.checkpointer = Checkpointer(
+            folder, self.checkpoint, self.pieces, self.optimizer, self.ranks, trainable_only=frozen
+        )
+        state = self.checkpointer.restore()
+        if fill and (frozen or not state):
+            parameters = (item for piece in self.pieces for item in piece.named_parameters())
+            # of a resumed run, what is frozen: the rest has been restored
+            fill({name: one for name, one in parameters if not (state and one.requires_grad)})
+        if state:
+            self._go_on(state, batches, folder)
         if self.config.precision == "fp8-mixed" and not layout.shares_weights:
             for piece in self.pieces:  # those that ranks share are gathered, and quantized, at each use
                 quantize_frozen(piece)
@@ -130,6 +138,17 @@ class Loop:
             self.checkpointer.close()
             if self.metrics:
                 self.metrics.close()
+
+    def _go_on(self, state: dict[str, Any], batches: Batches, folder: Path) -> None:
+        if (was := state.get("origin", self.origin)) != self.origin:
+            raise TrainingError(
+                f"the checkpoints in {folder} are of adapters to other frozen weights ({was}) than those of "
+                f"this run ({self.origin}). Name the base that they were trained with, or another folder for "
+                "the results or for the checkpoints"
+            )
+        self.step, self.tokens = state["step"], state["tokens"]
+        batches.restore(state["data"])
+        self._say(f"goes on from step {self.step}: {folder}")
 
     def _loop(self, batches: Batches, collect: Callable[[int], None]) -> dict[str, float]:
         end = self.config.max_steps
@@ -264,7 +283,8 @@ class Loop:
 
     def _save(self, batches: Batches, needed: bool) -> None:
         self.watchdog.at("checkpoint", self.step, patience=6)
-        self.checkpointer.save(self.step, {"tokens": self.tokens, "data": batches.state()}, needed=needed)
+        state = {"tokens": self.tokens, "data": batches.state(), "origin": self.origin}
+        self.checkpointer.save(self.step, state, needed=needed)
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:

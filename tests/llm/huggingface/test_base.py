@@ -17,6 +17,9 @@ from nemorun.llm import run as rank_program
 from nemorun.llm.config import LoraConfig
 from nemorun.llm.huggingface import check_base, read_adapter, read_config, read_lora, read_model
 from nemorun.training import LogConfig, TrainerConfig
+from nemorun.training.checkpoint import complete
+from nemorun.training.checkpoint.reader import Reader
+from nemorun.training.errors import TrainingError
 from tests.llm.huggingface.blank import blank
 from tests.llm.huggingface.test_models import theirs
 
@@ -27,7 +30,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def test_adapters_are_trained_on_the_base_and_go_on_without_it(
+def test_adapters_are_trained_on_the_base_and_go_on_with_it_alone(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEMORUN_CACHE_DIR", str(tmp_path / "cache"))
@@ -43,7 +46,7 @@ def test_adapters_are_trained_on_the_base_and_go_on_without_it(
     monkeypatch.setattr(rank_program, "GPTModel", kept)
     config = replace(read_config(base), lora=LoraConfig(enabled=True, rank=2))
 
-    def run(steps: int) -> dict[str, float]:
+    def run(steps: int, base: Path = base) -> dict[str, float]:
         return finetune(
             config,
             TrainerConfig(max_steps=steps, accelerator="cpu", precision="fp32", log_interval=1),
@@ -64,9 +67,18 @@ def test_adapters_are_trained_on_the_base_and_go_on_without_it(
     assert read_lora(adapter) == config.lora
     first = load_file(adapter / "adapter_model.safetensors")
 
-    shutil.move(base, tmp_path / "moved")  # its checkpoint is enough
-    assert run(3)["step"] == 3
-    again = dict(made[1].named_parameters())
+    (checkpoint,) = complete(tmp_path / "results" / "checkpoints")
+    saved = {name for name in Reader(checkpoint).metadata.state_dict_metadata if name.startswith("model.")}
+    assert saved and all(".lora_" in name for name in saved)
+
+    theirs("Llama", vocab_size=260, seed=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(TrainingError, match=r"adapters to other frozen weights \(base .*\) than .* \(base "):
+        run(3, tmp_path / "other")
+    shutil.move(base, tmp_path / "moved")
+    with pytest.raises(TrainingError, match=r"base holds neither model\.safetensors nor"):
+        run(3)
+    assert run(3, tmp_path / "moved")["step"] == 3
+    again = dict(made[-1].named_parameters())
     assert all(torch.equal(again[name], one) for name, one in expected.items())
     second = load_file(adapter / "adapter_model.safetensors")
     assert first.keys() == second.keys() and any(not torch.equal(first[name], second[name]) for name in first)

@@ -43,13 +43,13 @@ TOKENS = torch.randint(0, 99, (2, 40), generator=torch.Generator().manual_seed(5
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def theirs(family: str, **settings: Any) -> Any:
+def theirs(family: str, seed: int = 3, **settings: Any) -> Any:
     """A model of transformers with random weights, norms included."""
     import transformers
 
     name = family.split()[0]
     config = getattr(transformers, f"{name}Config")(**SIZES | FAMILIES[family] | settings)
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
