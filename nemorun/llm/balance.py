@@ -51,7 +51,7 @@ def balance_loss(
 
 
 def attach(y: Tensor, loss: Tensor, factor: Tensor, statistics: Tensor, sums: Tensor) -> Tensor:
-    """`y` as it is; in the backward pass `factor` x `loss` joins what is differentiated.
+    """`y` as it is; in its backward pass `factor` x `loss` joins what is differentiated.
 
     So the loss need not travel to the end of the model, past pipeline stages (Megatron-LM's
     MoEAuxLossAutoScaler does the same). `statistics` are added to `sums` in the backward pass, too: that runs

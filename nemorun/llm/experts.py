@@ -89,26 +89,27 @@ class Experts(nn.Module):
         """`valid` [B, S] bool: False for padding, which is left out of the balance. None: no padding."""
         logits = self.router(x)
         scores, chosen = logits.topk(self.experts_per_token, dim=-1)
-        y = self._mixed(x.flatten(0, 1), chosen.flatten(0, 1), scores.softmax(-1).flatten(0, 1)).view_as(x)
-        if self._scale is None or self._sums is None or not self.training:
-            return y
-        loss, tokens = balance_loss(logits, chosen, valid, self.context_group)
-        # Every tensor-parallel rank has the whole loss, and its gradient is to be a part of a sum.
-        share = 1 / self.tensor_ranks
-        statistics = torch.cat((loss.detach()[None], tokens)) * share
-        return attach(y, loss, self._scale * (self.aux_loss_coeff * share), statistics, self._sums)
+        weights = scores.softmax(-1)
+        if self._scale is not None and self._sums is not None and self.training:
+            loss, tokens = balance_loss(logits, chosen, valid, self.context_group)
+            # Every tensor-parallel rank has the whole loss, and its gradient is to be a part of a sum.
+            share = 1 / self.tensor_ranks
+            statistics = torch.cat((loss.detach()[None], tokens)) * share
+            factor = self._scale * (self.aux_loss_coeff * share)
+            weights = attach(weights, loss, factor, statistics, self._sums)
+        return self._mixed(x, chosen, weights)
 
     def _mixed(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """x [N, D], chosen and weights [N, k] -> the weighted sums of the experts' outputs [N, D]."""
+        """x [B, S, D], chosen and weights [B, S, k] -> weighted sums of the experts' outputs [B, S, D]."""
         order, places = _sorted(chosen.flatten())
-        rows = take_rows(x, order // self.experts_per_token, places)
+        rows = take_rows(x.flatten(0, 1), order // self.experts_per_token, places)
         counts = _counts(chosen, self.num_experts)
         if self.expert_group is None:
             rows = self._worked(rows, counts)
         else:
             rows = self._worked_elsewhere(rows, counts, self.expert_group)
-        outputs = take_rows(rows, places, order).view(*chosen.shape, x.shape[1])
-        return (outputs * weights[..., None]).sum(1).to(x.dtype)
+        outputs = take_rows(rows, places, order).view(*chosen.shape, x.shape[-1])
+        return (outputs * weights[..., None]).sum(2).to(x.dtype)
 
     def _worked(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Rows [T, D] through the experts that are here: the first counts[0] through the first, and so on."""
@@ -141,4 +142,4 @@ def _sorted(experts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _counts(chosen: Tensor, experts: int) -> Tensor:
     """How often each expert is chosen [E], without waiting for the device as torch.bincount does."""
-    return (chosen.unsqueeze(-1) == torch.arange(experts, device=chosen.device)).sum((0, 1))
+    return (chosen.reshape(-1, 1) == torch.arange(experts, device=chosen.device)).sum(0)
