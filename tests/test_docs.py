@@ -26,7 +26,7 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"bash", "python", "yaml", "text"}
-TIME_LIMIT = 240  # seconds a block
+TIME_LIMIT = 600  # seconds a block
 
 _FILE = re.compile(r"# file: (\S+)\n")
 _EXIT = re.compile(r"\n# exits with (\d+)\s*\Z")

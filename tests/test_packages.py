@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("pyproject.toml", "README.md", "nemorun", "executors", "recipes", "tests")
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+#: The oldest and the newest.
+PYTHONS = ("3.10", "3.13")
 
 #: Prints where nemorun came from, after importing what stands behind the two links and the data file.
 LOOK = """

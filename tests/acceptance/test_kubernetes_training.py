@@ -26,7 +26,7 @@ executors:
     env_vars: {{PYTHONPATH: /packages, OMP_NUM_THREADS: "1"}}
     retries: 1
 """
-STEPS = 24
+STEPS = 48
 
 
 LEARNED = ("step", "loss", "lr", "grad_norm", "val_loss")
@@ -100,7 +100,7 @@ def test_a_run_that_was_suspended_and_whose_pod_was_killed_learns_the_same(
     eventually(lambda: status(whole)["state"] == "SUCCEEDED", 240)
     cut = train()
     eventually(lambda: list((shared / "runs").glob(f"*-{cut}/tasks/*/results/metrics.jsonl")), 120)
-    eventually(lambda: max(metrics(folder(cut)), default=0) > STEPS // 6, 120)
+    eventually(lambda: max(metrics(folder(cut)), default=0) > STEPS // 12, 120)
     nemorun("suspend", cut)
     eventually(lambda: not k8s_node.get("pods", k8s_namespace, "-l", f"nemorun/experiment={cut}"), 60)
     reached = max(metrics(folder(cut)))

@@ -177,7 +177,7 @@ def test_a_dependent_never_runs_after_its_dependency_failed(folder: Path) -> Non
     for mode in ("sequential", "graph"):
         (folder / "ran.txt").unlink(missing_ok=True)
         done = subprocess.run(
-            [sys.executable, "graph.py", mode], cwd=folder, capture_output=True, text=True, timeout=60
+            [sys.executable, "graph.py", mode], cwd=folder, capture_output=True, text=True, timeout=300
         )
         assert done.returncode != 0
         assert ran(folder) == 1, "only the first task ran"
@@ -442,7 +442,7 @@ def test_a_script_without_a_main_guard_submits_once(folder: Path) -> None:
     """)
     )
     done = subprocess.run(
-        [sys.executable, "plain.py"], cwd=folder, capture_output=True, text=True, timeout=60
+        [sys.executable, "plain.py"], cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert ran(folder) == 1
@@ -495,7 +495,7 @@ def test_logs_are_followed_from_where_they_stopped(folder: Path) -> None:
     assert follower.stdout is not None
     assert "line one" in follower.stdout.readline()
     (folder / "go.txt").write_text("")
-    out, err = follower.communicate(timeout=60)
+    out, err = follower.communicate(timeout=300)
     assert follower.returncode == 0, err
     assert out.count("line two") == 1 and "line one" not in out
 
@@ -506,7 +506,7 @@ def test_an_interrupt_without_a_terminal_cancels_and_leaves_no_orphan(folder: Pa
         until(lambda: (folder / "pid.txt").exists() and (folder / "pid.txt").read_text(), "the task starts")
     )
     launcher.send_signal(signal.SIGINT)
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=300)
     assert launcher.returncode == 130
     until(lambda: not alive(pid), "the task is gone")
     assert latest(folder)["state"] == "CANCELLED"

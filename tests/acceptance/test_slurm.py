@@ -300,7 +300,7 @@ def test_an_interrupt_cancels_and_leaves_no_job(laptop: Laptop) -> None:
     assert launcher.stdout is not None
     assert launcher.stdout.readline() == "work 0\n"
     launcher.send_signal(signal.SIGINT)
-    _, err = launcher.communicate(timeout=60)
+    _, err = launcher.communicate(timeout=300)
     assert launcher.returncode == 130 and "cancelling" in err
     task = eventually(lambda: ended(laptop.task()), 60)
     assert task["state"] == "CANCELLED"

@@ -121,7 +121,7 @@ def test_a_closed_pipe_is_quiet():
             stdout=reader.stdin,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert (done.returncode, done.stderr) == (141, "")
 
@@ -142,11 +142,11 @@ def test_help_imports_nothing_heavy(argv, allowed):
         f"heavy = {heavy - allowed!r}; "
         "atexit.register(lambda: print(sorted(heavy & set(sys.modules)), file=sys.stderr)); main()"
     )
-    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
 def test_the_factory_is_there_without_typer():
     program = "import sys, nemorun as run; assert callable(run.cli.factory); print('typer' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.stdout == "False\n", done.stderr

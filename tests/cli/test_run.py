@@ -60,7 +60,7 @@ def test_a_run_says_at_once_what_was_submitted(workspace):
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     said = process.stderr.readline()  # the task has not ended: it waits for us
     (workspace / "gate").write_text("opened\n")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert re.match(r"patient \((\w{8})\) submitted to local; `nemorun status \1`", said)
     assert out == "opened\n"
 
@@ -123,7 +123,7 @@ def test_a_stored_task(process, cli, workspace, nemorun_home):
 def test_what_show_prints_can_be_piped_into_run(process, cli, workspace, nemorun_home):
     stored = cli("show", "jobs.py:job", "n=4", "text=it's\n{é}", "inner.names=[a, '1']", "--yaml").out
     argv = [sys.executable, "-m", "nemorun", "run", "--yaml", "-", "--sweep", "flag=true,false"]
-    done = subprocess.run(argv, input=stored, text=True, capture_output=True, timeout=60)
+    done = subprocess.run(argv, input=stored, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert results(nemorun_home)["flag-true"] == {"text": "it's\n{é}", "n": 4, "size": 1}
     (workspace / "stored.yaml").write_text(stored)

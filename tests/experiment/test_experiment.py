@@ -498,7 +498,7 @@ def test_what_the_terminal_cannot_show_does_not_stop_the_run(folder: Path) -> No
         "import nemorun as run\nrun.run(run.Command(['printf', 'café']))\n", encoding="utf-8"
     )
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([sys.executable, "odd.py"], capture_output=True, text=True, env=env, timeout=60)
+    done = subprocess.run([sys.executable, "odd.py"], capture_output=True, text=True, env=env, timeout=300)
     assert (done.returncode, done.stdout) == (0, "caf\\xe9\n"), done.stderr
 
 

@@ -117,7 +117,7 @@ def test_a_refused_submission_is_recorded_as_such(folder: Path, nemorun_home: Pa
         "    experiment.add(note, executor=Refusing())\n"
         "    experiment.run()\n"
     )
-    done = subprocess.run([sys.executable, "launch.py"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "launch.py"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and "no room for you" in done.stderr
     (record,) = records(ask=False)
     assert record.statuses["note"].reason is Reason.NOT_SUBMITTED
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_a_clear_error_and_nothing_else(
         f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         + SCRIPT.format(task="double")
     )
-    full = subprocess.run([sys.executable, "full.py"], capture_output=True, text=True, timeout=60)
+    full = subprocess.run([sys.executable, "full.py"], capture_output=True, text=True, timeout=300)
     last = full.stderr.splitlines()[-1]
     assert last.startswith(("nemorun.errors.PackagingError", "nemorun.errors.StoreError")), full.stderr
     assert sorted((nemorun_home / "experiments").iterdir()) == before

@@ -371,7 +371,7 @@ def test_many_processes_make_one_cache(config: DataConfig, tmp_path: Path) -> No
         for _ in range(3)
     ]
     # They have imported what they need when they read; then all go at once.
-    answers = {process.communicate("x", timeout=60)[0].strip() for process in started}
+    answers = {process.communicate("x", timeout=300)[0].strip() for process in started}
     assert [process.returncode for process in started] == [0, 0, 0]
     assert [str(path) for path in (tmp_path / "cache").iterdir()] == list(answers)
     assert open_tokens(next(iter(answers))).count == 6
