@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from nemorun.llm.config import GPTConfig
@@ -14,6 +15,7 @@ from nemorun.llm.data import DataConfig, FinetuneData, FinetuneDataConfig, Prefe
 from nemorun.llm.huggingface import TensorFiles, check_base, read_model, write_adapter, write_model
 from nemorun.llm.model import GPTModel
 from nemorun.llm.sample import continued
+from nemorun.training.attention import kernel_name
 from nemorun.training.config import (
     CheckpointConfig,
     LogConfig,
@@ -24,6 +26,7 @@ from nemorun.training.config import (
 from nemorun.training.distributed import Ranks
 from nemorun.training.loop import Loop
 from nemorun.training.metrics import results_folder, writes_tensorboard
+from nemorun.training.parallel import compiles
 from nemorun.training.progress import say
 
 _SAMPLE_TOKENS = 160
@@ -55,7 +58,8 @@ def train(
         f"model    {model.num_parameters() / 1e6:,.1f} M parameters, {model.num_layers} layers of "
         f"{model.hidden_size}\n"
         f"ranks    {ranks.world_size} x {ranks.device.type}, {layout.describe()}, {trainer.strategy}, "
-        f"{training.config.precision}"
+        f"{training.config.precision}\n"
+        f"kernels  {_kernels(model, data, seq_length, training)}"
     )
     text = _data(data, seq_length, model.vocab_size, training)
     where = f"results  {results_folder(log)}"
@@ -83,6 +87,20 @@ def train(
         shown(f"--- the trained model goes on from {sample!r} ---\n{text_of_sample}\n---")
     shown(where)
     return {"step": training.step, **result}
+
+
+def _kernels(
+    model: GPTConfig, data: DataConfig | FinetuneDataConfig, seq_length: int, training: Loop
+) -> str:
+    """What was chosen for this device, so that a slow fallback is seen."""
+    ranks, device = training.layout.context_ranks, training.ranks.device
+    dtype = torch.float32 if training.config.precision == "fp32" else torch.bfloat16
+    like = torch.empty((), dtype=dtype, device=device)
+    query = like.expand(1, seq_length // ranks, model.num_attention_heads, model.head_dim)
+    packed = data.packing if isinstance(data, FinetuneDataConfig) else data.reset_positions
+    attention = f"a ring of {ranks} ranks" if ranks > 1 else kernel_name(query, packed)
+    compiled = "compiled" if compiles(training.config, training.layout) else "not compiled"
+    return f"attention by {attention}; blocks {compiled}"
 
 
 def _data(

@@ -33,6 +33,7 @@ def test_a_recipe_runs_on_a_laptop(line: str, ranks: int, nemorun_home: Path, tm
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"ranks    {ranks} x cpu" in done.stdout
+    assert "kernels  attention by" in done.stdout
     (result,) = nemorun_home.rglob("result.json")
     found = json.loads(result.read_text())
     assert found["step"] == 3 and math.isfinite(found["loss"])
