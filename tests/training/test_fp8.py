@@ -24,6 +24,7 @@ from nemorun.training import (
     ParallelismConfig,
     TrainerConfig,
     fp8,
+    loop,
 )
 from nemorun.training.batch import Inputs
 from nemorun.training.fp8 import E4M3, E5M2, quantized, scaled_linear
@@ -189,6 +190,14 @@ def learn(folder: str, trainer: dict[str, Any], parallelism: dict[str, Any], lor
     """What each rank does."""
     os.environ["NEMORUN_CACHE_DIR"] = str(Path(folder).parent / "cache")
     world = int(os.environ["WORLD_SIZE"])
+    with mock.patch.object(loop, "quantize_frozen", wraps=loop.quantize_frozen) as quantize:
+        _pretrain(folder, world, trainer, parallelism, lora)
+    print(f"quantized {quantize.call_count} times")
+
+
+def _pretrain(
+    folder: str, world: int, trainer: dict[str, Any], parallelism: dict[str, Any], lora: bool
+) -> None:
     pretrain(
         GPTConfig(
             hidden_size=32,
@@ -263,13 +272,14 @@ def test_every_layout_learns_in_float8(
 
 
 def test_adapters_over_a_base_in_float8_learn_and_go_on_exactly(forks: Forks, tmp_path: Path) -> None:
-    found, _ = losses(forks, tmp_path / "one", lora=True)
-    assert found[3] < found[0]
+    found, output = losses(forks, tmp_path / "one", lora=True)
+    assert found[3] < found[0] and "quantized 1 times" in output
     plain, _ = losses(forks, tmp_path / "bf16", lora=True, precision="bf16-mixed")
     assert found != plain and found == pytest.approx(plain, abs=0.05)
     for ranks, parallelism in ((2, {}), (2, {"tensor_parallel": 2})):
         folder = tmp_path / f"two{len(parallelism)}"
-        two, _ = losses(forks, folder, ranks, lora=True, parallelism=parallelism)
+        two, output = losses(forks, folder, ranks, lora=True, parallelism=parallelism)
+        assert f"quantized {len(parallelism)} times" in output  # not what ranks share
         assert two == pytest.approx(found, abs=0.02)
     shutil.rmtree(tmp_path / "one" / "checkpoints" / "step-00000004")
     again, output = losses(forks, tmp_path / "one", lora=True)
