@@ -1,4 +1,4 @@
-"""What `attention_check` compares, and how: inputs, plain products in float32, time, a line for each path."""
+"""What the checks here compare, and how: inputs, plain products in float32, time, a line for each path."""
 
 from __future__ import annotations
 
