@@ -60,15 +60,15 @@ def test_a_compiled_model_learns_the_same_in_float8(
                 lora=LoraConfig(enabled=lora, rank=4),
             ),
             TrainerConfig(
-                max_steps=4, accelerator="cpu", precision="fp8-mixed", compile=compiled, recompute=recompute
+                max_steps=2, accelerator="cpu", precision="fp8-mixed", compile=compiled, recompute=recompute
             ),
             DataConfig(path=tmp_path / "text.txt", global_batch_size=2),
-            OptimConfig(lr=1e-2, warmup_steps=1),
+            OptimConfig(lr=1e-3, warmup_steps=1),
             log=LogConfig(dir=tmp_path / str(compiled), tensorboard=False),
             sample=None,
         )
 
     plain, compiled = train(False), train(True)
     # Compiled code rounds to bfloat16 less often.
-    assert compiled["loss"] == pytest.approx(plain["loss"], abs=0.03)
-    assert compiled["grad_norm"] == pytest.approx(plain["grad_norm"], rel=0.05)
+    assert compiled["loss"] == pytest.approx(plain["loss"], abs=0.005)
+    assert compiled["grad_norm"] == pytest.approx(plain["grad_norm"], rel=0.03)
