@@ -175,7 +175,6 @@ def test_a_batch_that_cannot_be_saved_does_not_hide_why_the_run_stops(tmp_path: 
 
 
 def test_numbers_go_to_weights_and_biases_offline(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
     code = (
         "import sys; from nemorun.training import LogConfig; from nemorun.training.metrics import Metrics;"
         "metrics = Metrics(LogConfig(dir=sys.argv[1], tensorboard=False), step=0);"
