@@ -60,14 +60,15 @@ def whole_parent(rendered: KubernetesRendered) -> Object:
     return {**parent, "data": texts, "binaryData": {LIBRARY: _encoded(_read(archive))}}
 
 
-def code_objects(executor: KubernetesExecutor, rendered: KubernetesRendered) -> Iterator[Object]:
+def code_objects(rendered: KubernetesRendered) -> Iterator[Object]:
     """What brings the frozen code to the pods: a ConfigMap each, or a pod that writes it to the volume."""
-    jobs = {job.code: job for job in rendered.jobs if job.code}
-    for code, job in jobs.items():
+    pairs = zip(rendered.executors, rendered.jobs, strict=True)
+    ways = {(job.code, executor.code): (executor, job) for executor, job in pairs if job.code}
+    for (code, _), (executor, job) in ways.items():
         if executor.code == "configmap":
-            yield _config_map(rendered, code_name(job), {CODE: _read(Path(code))})
+            yield _config_map(rendered, code_name(job), {CODE: _read(Path(str(code)))})
         elif executor.code == "pvc":
-            yield from _through_a_pod(executor, rendered, job, Path(code))
+            yield from _through_a_pod(executor, rendered, job, Path(str(code)))
 
 
 def _config_map(rendered: KubernetesRendered, name: str, files: Mapping[str, bytes]) -> Object:

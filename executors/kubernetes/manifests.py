@@ -50,6 +50,8 @@ class KubernetesRendered(Rendered):
     a ConfigMap with each frozen code, and in the parent nemorun itself and the tasks' files (`task_files`).
     """
 
+    executors: tuple[KubernetesExecutor, ...]
+    """Of each job its own."""
     parent: Manifest
     """The ConfigMap that owns all else."""
     tasks: tuple[Task, ...]
@@ -68,7 +70,8 @@ def render(jobs: Sequence[tuple[KubernetesExecutor, JobSpec]]) -> KubernetesRend
     tasks = tuple(Task(job.name, tuple(_objects(executor, job))) for executor, job in jobs)
     starter = starter_of(jobs)
     parent = _parent(jobs, bare=starter is None and all(is_bare(*pair) for pair in jobs))
-    made = KubernetesRendered("kubernetes", "", tuple(job for _, job in jobs), parent, tasks, starter)
+    executors, plain = zip(*jobs, strict=True)
+    made = KubernetesRendered("kubernetes", "", plain, executors, parent, tasks, starter)
     return replace(made, text=to_yaml([parent, *made.owned]))
 
 

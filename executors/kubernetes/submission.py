@@ -38,7 +38,7 @@ def submit(executor: KubernetesExecutor, rendered: Rendered, secrets: Mapping[st
         _on_all(lambda task: _try_out(api, task.workload), rendered.tasks)
     except ApiError as error:
         raise SubmitError(f"{error}; nothing was submitted") from error
-    code = list(code_objects(executor, rendered))
+    code = list(code_objects(rendered))
     look_ahead(api, rendered.tasks, [parent, *code, *rendered.owned])
     maker = uuid.uuid4().hex
     owner = _create_parent(api, parent, maker)

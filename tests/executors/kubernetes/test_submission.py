@@ -112,6 +112,22 @@ def test_what_is_sent(k8s: Make, tmp_path: Path) -> None:
         assert owner["uid"] == parent["metadata"]["uid"]
 
 
+def test_each_task_gets_its_code_in_the_way_of_its_own_executor(k8s: Make, tmp_path: Path) -> None:
+    bench = k8s(code="image", workdir="/opt/code", node_selector={"rig/kind": "fake"})
+    code = archive(tmp_path)
+    for name in ("inside", "sent"):
+        bench.add(name, yaml="x: 1", code=code)
+    own = {"sent": replace(bench.executor, code="configmap", workdir=None)}
+    bench.executor.submit(bench.executor.render(bench.jobs, own), {})
+    (sent,) = (one for one in bench.objects("configmaps") if "code.tar.gz" in one.get("binaryData", {}))
+    mounted = {
+        job["metadata"]["name"].partition("-")[0]: "nemorun-code"
+        in [volume["name"] for volume in job["spec"]["template"]["spec"]["volumes"]]
+        for job in bench.objects("jobs")
+    }
+    assert mounted == {"inside": False, "sent": True} and sent
+
+
 def test_a_second_submission_finds_the_first(k8s: Make) -> None:
     bench = k8s()
     bench.add("a")
