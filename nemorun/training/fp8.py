@@ -75,7 +75,7 @@ def choose_matrices(model: nn.Module) -> list[str]:
 def quantize_frozen(model: nn.Module) -> None:
     """Quantize once what is not trained, instead of at each use; to be called when the weights are there.
 
-    The weights stay as well, for exports and for batches that do not fit: it takes a byte more for each of them.
+    The weights stay as well, for exports and for batches that do not fit: a byte more for each of them.
     """
     module: Any
     for module in model.modules():
