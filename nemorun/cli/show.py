@@ -10,7 +10,7 @@ import typer
 from nemorun.cli.completion import complete_override, complete_recipe_or_experiment
 from nemorun.cli.experiments import as_data
 from nemorun.cli.output import Json, as_json, table
-from nemorun.errors import DiscoveryError, NemorunError, OverrideError
+from nemorun.errors import ConfigError, DiscoveryError, NemorunError, OverrideError
 
 if TYPE_CHECKING:
     from nemorun.config import Partial, Row
@@ -104,6 +104,18 @@ def _print_tree(task: Partial[Any], rows: list[Row]) -> None:
         meaning = f"{row.type}: {row.doc}" if row.doc else row.type
         lines.append(("  " * depth + name, value, "" if row.is_default else "set", meaning))
     table(("field", "value", "", "type: meaning"), lines)
+    for note in _notes(task):
+        print(note)
+
+
+def _notes(task: Partial[Any]) -> list[str]:
+    """What the task says of its arguments; nothing as long as some are missing or do not fit together."""
+    from nemorun.config import notes_of
+
+    try:
+        return notes_of(task)
+    except ConfigError:  # `nemorun run` says what is wrong
+        return []
 
 
 def _row_data(row: Row) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nemorun.config.calls import call_factory, resolve
     from nemorun.config.codec import dumps, loads
     from nemorun.config.discovery import Found, Recipe, available, find
-    from nemorun.config.factories import factory, is_resumable, resources, resources_of, smoke
+    from nemorun.config.factories import factory, is_resumable, notes_of, resources, resources_of, smoke
     from nemorun.config.overrides import Override, apply, expand_sweep, split_override
     from nemorun.config.scripts import LaunchInTask, launching_allowed, load_script
     from nemorun.config.signature import MISSING
@@ -46,6 +46,7 @@ __all__ = [
     "launching_allowed",
     "load_script",
     "loads",
+    "notes_of",
     "resolve",
     "resources",
     "resources_of",
@@ -60,7 +61,7 @@ __getattr__, __dir__ = lazily(
     {
         ".buildable": ("Buildable", "Config", "Partial"),
         ".signature": ("MISSING",),
-        ".factories": ("factory", "is_resumable", "resources", "resources_of", "smoke"),
+        ".factories": ("factory", "is_resumable", "notes_of", "resources", "resources_of", "smoke"),
         ".validation": ("validate",),
         ".codec": ("dumps", "loads"),
         ".scripts": ("LaunchInTask", "launching_allowed", "load_script"),

@@ -19,6 +19,7 @@ FACTORY_MARK = "__nemorun_factory__"
 RESOURCES_MARK = "__nemorun_resources__"
 RESUMABLE_MARK = "__nemorun_resumable__"
 SMOKE_MARK = "__nemorun_smoke__"
+NOTES_MARK = "__nemorun_notes__"
 
 
 @overload
@@ -93,10 +94,25 @@ def resources_of(partial: Partial[Any]) -> Resources | None:
 
     Raises ConfigError if an argument is missing.
     """
-    target = partial.__fn_or_cls__
-    rule = getattr(target, RESOURCES_MARK, None)
+    rule = getattr(partial.__fn_or_cls__, RESOURCES_MARK, None)
     if rule is None:
         return None
+    result: Resources = rule(**_asked_for(rule, partial))
+    return result
+
+
+def notes_of(partial: Partial[Any]) -> list[str]:
+    """What the task's function says of its arguments, a line each, such as how much memory they need.
+
+    Raises ConfigError if an argument is missing, or if they do not fit together.
+    """
+    rule = getattr(partial.__fn_or_cls__, NOTES_MARK, None)
+    return [] if rule is None else list(rule(**_asked_for(rule, partial)))
+
+
+def _asked_for(rule: Callable[..., Any], partial: Partial[Any]) -> dict[str, Any]:
+    """Those of the task's arguments that `rule` takes. Raises ConfigError if one is missing."""
+    target = partial.__fn_or_cls__
     asks = signature(rule)
     arguments = {}
     for name in {**signature(target).parameters, **partial.__arguments__}:
@@ -105,5 +121,4 @@ def resources_of(partial: Partial[Any]) -> Resources | None:
             if value is MISSING:
                 raise ConfigError(f"{name_of(target)} needs '{name}', and it is not set")
             arguments[name] = built(value)
-    result: Resources = rule(**arguments)
-    return result
+    return arguments

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data.config import FinetuneDataConfig
-from nemorun.llm.resources import resources
+from nemorun.llm.resources import notes, resources
 from nemorun.llm.smoke import smoke, with_examples
 from nemorun.training.config import (
     CheckpointConfig,
@@ -55,7 +55,7 @@ def finetune(
     """
     for config in (model, trainer, data, optim, parallelism, checkpoint):
         config.validate()
-    resources(model, trainer, data, parallelism)
+    resources(model, trainer, data, parallelism, optim)
 
     from nemorun.llm.run import train
     from nemorun.training.distributed import join
@@ -69,5 +69,6 @@ def finetune(
 
 # how the launcher finds the rules, and that it may warn the task before it ends it
 finetune.__nemorun_resources__ = resources  # type: ignore[attr-defined]  # attributes of a function
+finetune.__nemorun_notes__ = notes  # type: ignore[attr-defined]  # attributes of a function
 finetune.__nemorun_smoke__ = smoke  # type: ignore[attr-defined]
 finetune.__nemorun_resumable__ = True  # type: ignore[attr-defined]

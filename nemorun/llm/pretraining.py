@@ -6,6 +6,7 @@ from nemorun.errors import ConfigError
 from nemorun.job import Resources
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data.config import DataConfig
+from nemorun.llm.resources import notes
 from nemorun.llm.resources import resources as training_resources
 from nemorun.llm.smoke import smoke
 from nemorun.training.config import (
@@ -53,7 +54,7 @@ def pretrain(
     """
     for config in (model, trainer, data, optim, parallelism, checkpoint):
         config.validate()
-    resources(model, trainer, data, parallelism)
+    resources(model, trainer, data, parallelism, optim)
 
     from nemorun.llm.run import train
     from nemorun.training.distributed import join
@@ -67,10 +68,11 @@ def resources(
     trainer: TrainerConfig,
     data: DataConfig,
     parallelism: ParallelismConfig,
+    optim: OptimConfig = OptimConfig(),  # noqa: B008 - only read
     **_: object,
 ) -> Resources:
     """As any training run's (`nemorun.llm.resources`), for a vocabulary that holds at least bytes."""
-    found = training_resources(model, trainer, data, parallelism)
+    found = training_resources(model, trainer, data, parallelism, optim)
     if model.vocab_size < 257:
         raise ConfigError(
             f"model.vocab_size={model.vocab_size} must be at least 257: byte-level text has so many tokens"
@@ -80,5 +82,6 @@ def resources(
 
 # how the launcher finds the rule, and that it may warn the task before it ends it
 pretrain.__nemorun_resources__ = resources  # type: ignore[attr-defined]  # attributes of a function
+pretrain.__nemorun_notes__ = notes  # type: ignore[attr-defined]  # attributes of a function
 pretrain.__nemorun_smoke__ = smoke  # type: ignore[attr-defined]  # attributes of a function
 pretrain.__nemorun_resumable__ = True  # type: ignore[attr-defined]  # attributes of a function

@@ -6,7 +6,7 @@ from nemorun.errors import ConfigError
 from nemorun.job import Resources
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data.config import DataConfig, FinetuneDataConfig
-from nemorun.training.config import ParallelismConfig, TrainerConfig, check_layout
+from nemorun.training.config import OptimConfig, ParallelismConfig, TrainerConfig, check_layout
 
 
 def resources(
@@ -14,6 +14,7 @@ def resources(
     trainer: TrainerConfig,
     data: DataConfig | FinetuneDataConfig,
     parallelism: ParallelismConfig,
+    optim: OptimConfig = OptimConfig(),  # noqa: B008 - only read
     **_: object,
 ) -> Resources:
     """The ranks and GPUs of a run; raises ConfigError where its settings do not fit together.
@@ -26,8 +27,34 @@ def resources(
         raise ConfigError(
             f"data.seq_length={data.seq_length} is longer than model.seq_length={model.seq_length}"
         )
+    if trainer.gpu_memory_gib is not None and trainer.accelerator != "cpu":
+        from nemorun.llm.fits import Run, refusal
+        from nemorun.llm.memory import GIB
+
+        run = Run(model, trainer, data, optim, parallelism)
+        if problem := refusal(run, trainer.gpu_memory_gib * GIB):
+            raise ConfigError(problem)
     return Resources(
         nodes=trainer.num_nodes,
         ntasks_per_node=trainer.devices,
         gpus_per_node=trainer.devices if trainer.accelerator == "gpu" else 0,
     )
+
+
+def notes(
+    model: GPTConfig,
+    trainer: TrainerConfig,
+    data: DataConfig | FinetuneDataConfig,
+    parallelism: ParallelismConfig,
+    optim: OptimConfig = OptimConfig(),  # noqa: B008 - only read
+    **_: object,
+) -> list[str]:
+    """The memory that a GPU needs, for `nemorun show`. Raises ConfigError where the layout is impossible."""
+    from nemorun.llm.peak import peak_memory
+
+    check_layout(trainer, parallelism, data.global_batch_size, data.micro_batch_size)
+    model.check_parallelism(parallelism, data.seq_length)
+    if trainer.accelerator == "cpu":
+        return []
+    memory = peak_memory(model, trainer, data, optim, parallelism)
+    return [f"memory: about {memory.describe()}, at its peak: {memory.moment}"]

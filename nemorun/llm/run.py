@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.data import DataConfig, FinetuneData, FinetuneDataConfig, Prefetched, PretrainData
+from nemorun.llm.fits import Run, refusal, warning
 from nemorun.llm.huggingface import TensorFiles, check_base, read_model, write_adapter, write_model
 from nemorun.llm.model import GPTModel
 from nemorun.llm.sample import continued
@@ -24,10 +25,12 @@ from nemorun.training.config import (
     TrainerConfig,
 )
 from nemorun.training.distributed import Ranks
+from nemorun.training.errors import TrainingError
 from nemorun.training.loop import Loop
 from nemorun.training.metrics import results_folder, writes_tensorboard
 from nemorun.training.parallel import compiles
 from nemorun.training.progress import say
+from nemorun.training.speed import gpu_memory
 
 _SAMPLE_TOKENS = 160
 
@@ -61,6 +64,8 @@ def train(
         f"{training.config.precision}\n"
         f"kernels  {_kernels(model, data, seq_length, training)}"
     )
+    if ranks.device.type == "cuda":
+        _check_memory(Run(model, training.config, data, optim, parallelism), training, shown)
     text = _data(data, seq_length, model.vocab_size, training)
     where = f"results  {results_folder(log)}"
     if writes_tensorboard(log):
@@ -89,9 +94,7 @@ def train(
     return {"step": training.step, **result}
 
 
-def _kernels(
-    model: GPTConfig, data: DataConfig | FinetuneDataConfig, seq_length: int, training: Loop
-) -> str:
+def _kernels(model: GPTConfig, data: DataConfig | FinetuneDataConfig, seq_length: int, training: Loop) -> str:
     """What was chosen for this device, so that a slow fallback is seen."""
     ranks, device = training.layout.context_ranks, training.ranks.device
     dtype = torch.float32 if training.config.precision == "fp32" else torch.bfloat16
@@ -101,6 +104,18 @@ def _kernels(
     attention = f"a ring of {ranks} ranks" if ranks > 1 else kernel_name(query, packed)
     compiled = "compiled" if compiles(training.config, training.layout) else "not compiled"
     return f"attention by {attention}; blocks {compiled}"
+
+
+def _check_memory(run: Run, training: Loop, shown: Callable[[str], None]) -> None:
+    """Judge the run by the GPUs that are here, while they are empty; all ranks stop if one must."""
+    ranks, stage = training.ranks, training.layout.stage
+    capacity = gpu_memory(ranks.device)
+    shown(f"memory   about {run.memory().describe()}")
+    problem = refusal(run, capacity, stage)
+    if not ranks.all(problem is None):
+        raise TrainingError(problem or "the run does not fit the GPU of another rank, which says why")
+    if doubt := warning(run, capacity):
+        shown(f"memory   {doubt}")
 
 
 def _data(

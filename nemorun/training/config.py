@@ -40,6 +40,9 @@ class TrainerConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping: nothing, all but matrix products and
     attention, or whole blocks."""
+    gpu_memory_gib: float | None = None
+    """Memory of one GPU, against which a run is judged before it is submitted. None: it is judged in the job,
+    on the GPU that is there, before any weight gets memory."""
     compile: bool | None = None
     """Compile each block. None: on GPUs."""
     deterministic: bool = False
@@ -62,6 +65,8 @@ class TrainerConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("val_interval", "val_batches", "seed"):
             _at_least(name, getattr(self, name), 0)
+        if self.gpu_memory_gib is not None and not self.gpu_memory_gib > 0:
+            raise ConfigError(f"gpu_memory_gib={self.gpu_memory_gib} must be greater than 0")
         if not self.hang_timeout > 0:
             raise ConfigError(f"hang_timeout={self.hang_timeout} must be greater than 0")
 

@@ -91,3 +91,8 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def gpu_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory, as torch reports it: an 80 GB H100 has 79.1 GiB."""
+    return torch.cuda.get_device_properties(device).total_memory
