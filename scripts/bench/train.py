@@ -217,6 +217,11 @@ def train(row: dict[str, Any]) -> None:
         torch.cuda.synchronize()
         times = [a.elapsed_time(b) / 1000 for a, b in zip(loop.marks[4:], loop.marks[5:], strict=False)]
         peak = torch.cuda.max_memory_allocated() / 2**30
+        reserved = torch.cuda.max_memory_reserved() / 2**30
+        free, card = torch.cuda.mem_get_info()
+        # of all processes on the card: what is not torch's own is CUDA's, NCCL's and the kernels'
+        outside = (card - free - torch.cuda.memory_reserved()) / 2**30
+        highest = ranks.max(peak, reserved, outside)
         losses, first = result["loss"], loop.first_step
         median = statistics.median(times)
         tokens = row["rows"] * row.get("micro_batches", 1) * length * loop.layout.data_ranks / row["gpus"]
@@ -232,6 +237,9 @@ def train(row: dict[str, Any]) -> None:
                 "floor": floor,
                 "jitter": sorted(times)[int(len(times) * 0.99)] / median,
                 "gib": peak,
+                "gib_of_any_rank": highest[0],
+                "reserved_gib": highest[1],
+                "outside_gib": highest[2],
                 "first_step_s": first,
                 "median_s": median,
                 "loss": losses,
