@@ -11,6 +11,8 @@ import nemorun as run
 from nemorun import recipes
 from nemorun.config import Partial, dumps, loads, resources_of, smoke, validate
 from nemorun.errors import ConfigError
+from nemorun.llm.fits import Run
+from nemorun.llm.memory import GIB
 from nemorun.llm.shapes import llama3_405b
 
 PRETRAIN = [
@@ -170,6 +172,20 @@ def test_numbers_of_gpus_that_disagree_are_refused(given: dict[str, int]) -> Non
 def test_another_kind_of_adapters_is_refused() -> None:
     with pytest.raises(ConfigError, match="peft='dora' is not one of 'lora', None"):
         recipes.llama3_8b_finetune(peft="dora")
+
+
+@pytest.mark.parametrize("which", ALL)
+def test_every_recipe_fits_gpus_of_80_gb(which: str) -> None:
+    task = make(which)
+    task.trainer.gpu_memory_gib = 79.1  # what torch finds on an H100 of 80 GB
+    if which == "llama3_70b_pretrain":  # 512 micro-batches on 5 pieces, each with buffers of its own
+        with pytest.raises(ConfigError, match=r"pipeline \d\d\.\d"):
+            resources_of(task)
+        task.parallelism.pipeline_parallel = task.parallelism.virtual_pipeline = 1
+    assert resources_of(task) is not None
+    arguments = task.build().keywords
+    run_ = Run(*(arguments[name] for name in ("model", "trainer", "data", "optim", "parallelism")))
+    assert run_.share(79.1 * GIB) < 0.95
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm", "kubernetes"])
