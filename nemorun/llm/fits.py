@@ -71,6 +71,7 @@ def refusal(run: Run, capacity: float, stage: int | None = None) -> str | None:
         f"the run needs about {_needs(run, stage)}, and a GPU has {capacity / GIB:.1f} GiB, of which "
         f"{OUTSIDE / GIB:.1f} are CUDA's and NCCL's. "
         + (f"It fits with {advice}" if advice else "No change of recomputation or of the layout is enough")
+        + ". To try it all the same, set trainer.gpu_memory_gib to more than that"
     )
 
 

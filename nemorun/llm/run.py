@@ -64,7 +64,7 @@ def train(
         f"{training.config.precision}\n"
         f"kernels  {_kernels(model, data, seq_length, training)}"
     )
-    if ranks.device.type == "cuda":
+    if ranks.device.type == "cuda" and trainer.gpu_memory_gib is None:
         _check_memory(Run(model, training.config, data, optim, parallelism), training, shown)
     text = _data(data, seq_length, model.vocab_size, training)
     where = f"results  {results_folder(log)}"

@@ -42,7 +42,7 @@ class TrainerConfig:
     attention, or whole blocks."""
     gpu_memory_gib: float | None = None
     """Memory of one GPU, against which a run is judged before it is submitted. None: it is judged in the job,
-    on the GPU that is there, before any weight gets memory."""
+    by the GPU that is there, before any weight gets memory."""
     compile: bool | None = None
     """Compile each block. None: on GPUs."""
     deterministic: bool = False
