@@ -42,8 +42,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests run last, so that the others answer early."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Slow tests run last, so that the others answer early; of them the longest first, or all wait for it."""
+
+    def place(item: pytest.Item) -> tuple[bool, float]:
+        marker = item.get_closest_marker("slow")
+        return marker is not None, -marker.kwargs.get("minutes", 0) if marker else 0
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

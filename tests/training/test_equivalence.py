@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "equivalence"
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=2)
 
 
 def test_each_kind_of_parallelism_equals_one_rank_and_bugs_are_noticed(tmp_path: Path) -> None:
