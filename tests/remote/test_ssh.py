@@ -457,6 +457,7 @@ def _put_and_cut(connection: Connection, seen: subprocess.Popen[bytes], rig: Rig
 def test_a_connection_that_ended_while_idle(dial: Dial, transport: str, rig: Rig) -> None:
     connection = dial(transport=transport)
     connection.connect()
+    assert connection.run("true").stdout == ""  # its process there is the user's by now
     rig.on_login("pkill -KILL -u alice sshd")
     if isinstance(connection, SSHConnection):
         eventually(lambda: not connection._hops[0].is_active())

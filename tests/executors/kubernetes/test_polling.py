@@ -180,13 +180,15 @@ def _watched(bench: K8sBench) -> int:
 
 
 def test_a_quota_and_a_node_that_is_missing_are_told_at_once(k8s: Bench, k8s_rig: K8sRig) -> None:
-    bench = k8s()
-    k8s_rig.kubectl("create", "quota", "gpus", "--hard=requests.nvidia.com/gpu=4", "-n", bench.namespace)
-    bench.add("over", resources=Resources(1, 1, 8))
-    bench.submit()
-    now = eventually(lambda: (s := bench.status("over")).reason is Reason.QUOTA and s)
+    bench, over = k8s(node_selector={"rig/kind": "fake"}), k8s(node_selector={"rig/kind": "fake"})
+    k8s_rig.kubectl("create", "quota", "gpus", "--hard=requests.nvidia.com/gpu=12", "-n", bench.namespace)
+    for each in (bench, over):
+        each.add(resources=Resources(1, 1, 8))
+        each.submit()
+        eventually(lambda: bench.objects("pods"))  # the first has its share before the second asks
+    now = eventually(lambda: (s := over.status()).reason is Reason.QUOTA and s)
     assert now.state is JobState.PENDING
-    assert "requests.nvidia.com/gpu=4" in now.message
+    assert "requests.nvidia.com/gpu=12" in now.message
     other = k8s(node_selector={"no": "where"})
     other.add()
     other.submit()
