@@ -85,7 +85,8 @@ class _Stage:
             casts_weights=not self.parameters.wraps and self.width < 4,
         )  # fmt: skip
         self.kept, self.working = block.kept[trainer.recompute], block.working[trainer.recompute]
-        in_flight = in_flight_pieces(parallelism, self.micro_batches, stage)
+        self.round = parallelism.round_size(self.micro_batches)
+        in_flight = in_flight_pieces(parallelism, self.round, stage)
         self.activations = in_flight * self.layers / self.pieces * self.kept + self.hidden
         units = [*self.parameters.block * self.layers]
         units += [self.parameters.embedding] * self.first + [self.parameters.head] * self.last
@@ -93,7 +94,7 @@ class _Stage:
         self.always = self._always()
 
     def _always(self) -> Memory:
-        """What lives from step to step, and a pipeline's buffers, of which each micro-batch has its own."""
+        """What lives from step to step, and a pipeline's buffers: each micro-batch of a round has its own."""
         parts = [(unit.trained / unit.shards, unit.frozen / unit.shards) for unit in self.units]
         trained, frozen = sum(part[0] for part in parts), sum(part[1] for part in parts)
         moment = 2 if self.optim.moments == "bf16" else 4
@@ -106,7 +107,7 @@ class _Stage:
             # torch keeps a buffer for each state that arrives and each gradient that comes back, from step to
             # step (`args_recv_info`, `grad_recv_info`).
             arriving, returning = self.pieces - self.first, self.pieces - self.last
-            pipeline = self.micro_batches * self.hidden * (arriving + returning)
+            pipeline = self.round * self.hidden * (arriving + returning)
         weights = 4 * trained + self.width * frozen
         if self.quantized:  # in float8, once, beside what it is made of
             weights += self.layers * self.parameters.matrices

@@ -5,12 +5,16 @@ Each `validate()` checks its own fields; `check_layout` checks those that must f
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from nemorun.errors import ConfigError
+
+#: Share of the time in which a pipeline may run empty for the sake of smaller buffers.
+_EMPTY = 0.05
 
 
 def default_seed() -> int:
@@ -157,6 +161,17 @@ class ParallelismConfig:
     def ranks_of_a_model(self) -> int:
         """Ranks that work on the same data together."""
         return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    def round_size(self, micro_batches: int) -> int:
+        """How many micro-batches go through the pipeline together, one such round after the other.
+
+        Each has buffers of its own. Between two rounds the pipeline runs empty, (stages - 1) / pieces of a
+        rank times as long as one micro-batch takes; so a round is the shortest that makes that a small share.
+        """
+        stages = self.pipeline_parallel
+        least = max(1, math.ceil((stages - 1) / (self.virtual_pipeline * _EMPTY)))
+        fit = (n for n in range(least, micro_batches) if micro_batches % n == 0 and n % stages == 0)
+        return next(fit, micro_batches)
 
     def data_ranks(self, world_size: int) -> int:
         """Data-parallel ranks among `world_size`, which `check_layout` has found to fit."""

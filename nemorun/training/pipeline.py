@@ -65,7 +65,8 @@ class Pipeline:
         self.holders = [_Stage(piece) for piece in pieces]
         for holder in self.holders:
             if isinstance(holder.model, FSDPModule):
-                # The schedule exchanges gradients once, after the last micro-batch, if it sees it sharded.
+                # The schedule exchanges gradients once a round, after the last micro-batch, if it sees it
+                # sharded.
                 fully_shard(holder, mesh=submesh(layout.weights, "replicate", "shard"))
         self._schedules: dict[tuple[int, torch.Size], Any] = {}
 
@@ -78,14 +79,21 @@ class Pipeline:
 
     def _run(self, micro_batches: Sequence[Micro], scale: Tensor | None, call: str) -> Tensor:
         for holder in self.holders:
-            holder.micro_batches, holder.scale, holder.total = micro_batches, scale, None
+            holder.scale, holder.total = scale, None
+        size = self.layout.parallelism.round_size(len(micro_batches))
+        for begin in range(0, len(micro_batches), size):
+            self._round(micro_batches[begin : begin + size], call)
+        total = self.holders[-1].total
+        return torch.zeros((), device=self.layout.ranks.device) if total is None else total
+
+    def _round(self, micro_batches: Sequence[Micro], call: str) -> None:
+        for holder in self.holders:
+            holder.micro_batches = micro_batches
         schedule = self._schedule(len(micro_batches), micro_batches[0][0].shape)
         number = torch.arange(len(micro_batches))
         first, last = self.holders[0].model.first, self.holders[-1].model.last
         tokens = (torch.cat([tokens for tokens, _ in micro_batches]),) if first else ()
         getattr(schedule, call)(*tokens, target=number if last else None, losses=[], number=number)
-        total = self.holders[-1].total
-        return torch.zeros((), device=self.layout.ranks.device) if total is None else total
 
     def _schedule(self, count: int, shape: torch.Size) -> Any:
         """The schedule for this many micro-batches of this shape; it keeps its buffers from step to step."""
@@ -137,8 +145,8 @@ class _Stage(nn.Module):
             return y
         loss = y.detach()
         self.total = loss if self.total is None else self.total + loss
-        # One dimension, because the schedule joins the outputs of all micro-batches.
-        return (y if self.scale is None else y * self.scale)[None]
+        # One dimension, because the schedule joins the outputs of all micro-batches. No view: FSDP warns of it.
+        return torch.stack((y if self.scale is None else y * self.scale,))
 
     def takes(self, shape: torch.Size) -> Tensor:
         """Shape and type of what it is given, without values."""
