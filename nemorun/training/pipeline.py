@@ -145,7 +145,7 @@ class _Stage(nn.Module):
             return y
         loss = y.detach()
         self.total = loss if self.total is None else self.total + loss
-        # One dimension, because the schedule joins the outputs of all micro-batches. No view: FSDP warns of it.
+        # One dimension: the schedule joins the outputs of all micro-batches. No view: FSDP warns of it.
         return torch.stack((y if self.scale is None else y * self.scale,))
 
     def takes(self, shape: torch.Size) -> Tensor:
