@@ -23,7 +23,7 @@ executors:
     mem: 4G
     cpus_per_task: 1
 """
-STEPS = 60
+STEPS = 240
 
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -79,7 +79,7 @@ def test_a_preempted_run_goes_on_and_learns_the_same(tmp_path: Path, rig: Rig) -
     eventually(lambda: status(whole)["state"] in ENDED, 240)
     assert status(whole)["state"] == "SUCCEEDED", nemorun("logs", whole)
     cut, in_two = train("executor.qos=low")
-    reached = STEPS // 15  # what is left outlasts the way of the preemption
+    reached = 4  # what is left outlasts the way of the preemption
     written = in_two / "results" / "metrics.jsonl"
     eventually(lambda: written.exists() and max(metrics(in_two), default=0) > reached, 120)
     node = rig("exec", "ctl", "squeue", "-h", "-j", status(cut)["handle"], "-o", "%B").strip()

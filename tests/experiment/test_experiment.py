@@ -1,5 +1,6 @@
 """Experiments from Python: what is refused before anything happens, what is recorded, what comes back."""
 
+import importlib.util
 import json
 import os
 import stat
@@ -232,7 +233,13 @@ def test_names_are_unique_and_made_so(jobs: ModuleType) -> None:
         experiment.add(jobs.double, name="double-2")
 
 
-def test_wandb_is_refused_where_it_is_not_installed(jobs: ModuleType) -> None:
+def test_wandb_is_refused_where_it_is_not_installed(
+    jobs: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else found(name, *more)
+    )
     experiment = run.Experiment("x", wandb={"project": "p"})
     experiment.add(jobs.double)
     with pytest.raises(ConfigError, match=r"pip install 'nemorun\[wandb\]'"):
