@@ -256,6 +256,12 @@ case $nr_past in
             exit 1
         fi
         ;;
+    *" requeued $nr_attempt node-failure "*)
+        # We may have been killed before the node was excluded. Where it cannot be, it is taken in the end.
+        if [ "$(nr_count "requeued $nr_attempt node-failure")" -lt 3 ]; then
+            nr_nodes=$(sed -nE "s/^[0-9]+ lost $nr_attempt node-failure //p" "$nr_journal" | tail -n 1)
+        fi
+        ;;
 esac
 if [ -e "$RUN/cancelled" ]; then
     nr_end cancelled 143

@@ -150,6 +150,24 @@ def test_a_job_that_slurm_took_late_does_not_run_the_task_a_second_time(local: L
     assert local.run("launch true", settings="; SLURM_ARRAY_JOB_ID=6 SLURM_ARRAY_TASK_ID=4") == 0
 
 
+def test_a_lost_node_is_excluded_though_the_script_was_killed_before_it_could(local: Local) -> None:
+    local.stub(
+        "scontrol",
+        'case "$*" in *hostnames*) echo node001 ;; *"show job"*) echo "JobId=7 ReqNodeList=(null) '
+        'ExcNodeList=(null)" ;; update*) echo "$*" >> updates ;; esac',
+    )
+    lost = ["lost 1 node-failure node001", "requeued 1 node-failure 143"]
+    (local.run_dir / "journal").write_text("".join(f"9 {line}\n" for line in ["began 1 7 node001", *lost]))
+    for times in (2, 3):
+        assert local.run("launch touch started") == 0
+        assert local.journal == ["began 1", *lost, *["requeued 1 node-failure 0"] * (times - 1)]
+        assert not (local.folder / "started").exists()
+    assert (local.folder / "updates").read_text() == "update JobId=7 ExcNodeList=node001\n" * 2
+    # a cluster that gives no other node
+    assert local.run("launch touch started") == 0
+    assert local.journal[-2:] == ["began 2", "ended 2 succeeded 0"] and (local.folder / "started").exists()
+
+
 def test_a_cancelled_task_is_not_started(local: Local) -> None:
     (local.run_dir / "cancelled").touch()
     (local.run_dir / "secrets").touch()
