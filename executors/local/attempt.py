@@ -6,8 +6,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from nemorun.executors.local import processes
 from nemorun.executors.local.environment import rank_environment
 from nemorun.executors.local.plan import TaskPlan
+from nemorun.executors.local.ports import reserve_port
 from nemorun.job import EXIT_RESUME, Reason
 
 #: Why the ranks are being ended; a rank that fails does it to the others.
@@ -60,15 +61,22 @@ class Attempt:
         try:
             for folder in (Path(self.task.run_dir) / "results", self._logs.parent, self._logs):
                 folder.mkdir(exist_ok=True, mode=0o700)
-            for number in range(self.task.world_size):
-                env = {**environment, **rank_environment(self.task, self.number, number, self.gpus)}
-                env["NEMORUN_LIFELINE"] = str(lifeline)
-                self.ranks.append(self._start_rank(number, env, lifeline))
+            with ExitStack() as ours:
+                inherited = [lifeline]
+                if self.task.distributed:
+                    port = ours.enter_context(reserve_port())
+                    inherited.append(port.fileno())
+                    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1])}
+                    environment = {**place, **environment}
+                for number in range(self.task.world_size):
+                    env = {**environment, **rank_environment(self.task, self.number, number, self.gpus)}
+                    env["NEMORUN_LIFELINE"] = str(lifeline)
+                    self.ranks.append(self._start_rank(number, env, inherited))
         except OSError:
             self.kill()
             raise
 
-    def _start_rank(self, number: int, env: Mapping[str, str], lifeline: int) -> Rank:
+    def _start_rank(self, number: int, env: Mapping[str, str], inherited: Sequence[int]) -> Rank:
         log = os.open(self._logs / f"rank-{number}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             process = subprocess.Popen(
@@ -78,7 +86,7 @@ class Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(lifeline,),
+                pass_fds=inherited,
                 start_new_session=True,
             )
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Mapping
 
 from nemorun.executors.local.plan import TaskPlan
@@ -26,19 +25,12 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def task_environment(
     task: TaskPlan, attempt: int, base: Mapping[str, str], secrets: frozenset[str]
 ) -> dict[str, str]:
     """What all ranks of an attempt share. `secrets` are all that `base` holds; a task sees those it named."""
     env = {name: value for name, value in base.items() if name not in secrets or name in task.secrets}
     if task.distributed:
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         # Ranks on one machine would otherwise start a thread a CPU each, and stand in each other's way.
         env.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // task.world_size)))
     env |= task.env

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nemorun.executors.local.ports import reserve_port
 from nemorun.llm.balance import balance_loss
 from nemorun.llm.experts import Experts
 from nemorun.training.exchange import take_rows
@@ -171,27 +171,26 @@ def test_an_even_load_has_the_least_loss() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_layout_equals_one_rank() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.llm.experts_ranks"],
-            cwd=ROOT,
-            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        outputs = [process.communicate(timeout=280) for process in started]
-    finally:
-        for process in started:
-            process.kill()
+    with reserve_port() as reserved:
+        port = reserved.getsockname()[1]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.llm.experts_ranks"],
+                cwd=ROOT,
+                env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(RANKS)
+        ]
+        try:
+            outputs = [process.communicate(timeout=280) for process in started]
+        finally:
+            for process in started:
+                process.kill()
     assert [process.returncode for process in started] == [0] * RANKS, outputs
     found = json.loads(outputs[0][0])
     assert found == {f"{name}-{kind}": [] for name in LAYOUTS for kind in KINDS}

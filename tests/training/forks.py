@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from nemorun.executors.local.ports import reserve_port
 
 _PATIENCE = 100.0
 
@@ -76,23 +77,22 @@ def _serve() -> None:
 
 
 def _fork(function: Callable[..., Any], world: int, args: list[Any], folder: Path) -> list[Outcome]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pids = []
-    for rank in range(world):
-        if (pid := os.fork()) == 0:
-            _be_rank(rank, world, port, function, args, folder / str(rank))
-        pids.append(pid)
-    codes = {}
-    deadline = time.monotonic() + _PATIENCE
-    while len(codes) < world:
-        for rank, pid in enumerate(pids):
-            if rank not in codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
-                codes[rank] = os.waitstatus_to_exitcode(found[1])
-            elif rank not in codes and time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    with reserve_port() as reserved:
+        port = reserved.getsockname()[1]
+        pids = []
+        for rank in range(world):
+            if (pid := os.fork()) == 0:
+                _be_rank(rank, world, port, function, args, folder / str(rank))
+            pids.append(pid)
+        codes = {}
+        deadline = time.monotonic() + _PATIENCE
+        while len(codes) < world:
+            for rank, pid in enumerate(pids):
+                if rank not in codes and (found := os.waitpid(pid, os.WNOHANG))[0]:
+                    codes[rank] = os.waitstatus_to_exitcode(found[1])
+                elif rank not in codes and time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
     return [Outcome(codes[rank], (folder / str(rank)).read_text()) for rank in range(world)]
 
 

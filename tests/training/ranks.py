@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from nemorun.executors.local.ports import reserve_port
 
 MODEL = {
     "hidden_size": 32,
@@ -30,30 +31,30 @@ def start(
 ) -> list[subprocess.Popen]:
     """Start ranks of a tiny run, its results in `folder`; `trainer={"max_steps": 3}` and so on set fields."""
     settings.setdefault("trainer", {}).setdefault("devices", ranks)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = []
-    for rank in range(ranks):
-        env = {
-            **os.environ,
-            "NEMORUN_RESULTS_DIR": str(folder),
-            "NEMORUN_CACHE_DIR": str(folder.parent / "cache"),
-            "NEMORUN_TENSORBOARD": "0",
-            "OMP_NUM_THREADS": "1",
-        }
-        if ranks > 1:
-            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            env |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, __file__, json.dumps({"settings": settings, "fault": fault or {}})],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+    with reserve_port() as reserved:
+        port = reserved.getsockname()[1]
+        started = []
+        for rank in range(ranks):
+            env = {
+                **os.environ,
+                "NEMORUN_RESULTS_DIR": str(folder),
+                "NEMORUN_CACHE_DIR": str(folder.parent / "cache"),
+                "NEMORUN_TENSORBOARD": "0",
+                "OMP_NUM_THREADS": "1",
+            }
+            if ranks > 1:
+                env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+                env |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, json.dumps({"settings": settings, "fault": fault or {}})],
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[reserved.fileno()],
+                    text=True,
+                )
             )
-        )
     return started
 
 

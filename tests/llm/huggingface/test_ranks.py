@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nemorun.executors.local.ports import reserve_port
 from tests.llm.huggingface.ranks import LAYOUTS
 from tests.llm.huggingface.test_adapters import adapted
 
@@ -26,23 +26,22 @@ def test_ranks_read_their_parts_and_write_the_whole(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     for family in ("Llama", "Mixtral"):
         adapted(family, source / family)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.llm.huggingface.ranks", str(source), str(target)],
-            env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=Path(__file__).parents[3],
-        )
-        for rank in range(4)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in ranks]
+    with reserve_port() as reserved:
+        port = reserved.getsockname()[1]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.llm.huggingface.ranks", str(source), str(target)],
+                env=os.environ
+                | {"RANK": str(rank), "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=Path(__file__).parents[3],
+            )
+            for rank in range(4)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0] * 4, "\n".join(outputs)
     for family in ("Llama", "Mixtral"):
         base, peft = tensors(source / family / "base"), tensors(source / family / "peft")
