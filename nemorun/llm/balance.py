@@ -25,21 +25,21 @@ from torch import Tensor
 
 
 def balance_loss(
-    logits: Tensor, chosen: Tensor, valid: Tensor | None = None, group: dist.ProcessGroup | None = None
+    logits: Tensor, chosen: Tensor, padding: Tensor | None = None, group: dist.ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
     """The sum of l over this rank's tokens.
 
     Args:
         logits: [B, S, E] of the router, float32.
         chosen: [B, S, k], the experts of each token.
-        valid: [B, S] bool; what is False is padding and left out. None: all are valid.
+        padding: [B, S] bool; where it is True, nothing is counted. None: no padding.
         group: The ranks that hold the other parts of the same sequences.
 
     Returns:
         The sum, float32, and how many of the tokens each expert got [E], float32.
     """
     experts = logits.shape[-1]
-    present = torch.ones_like(logits[..., 0]) if valid is None else valid.to(logits.dtype)
+    present = torch.ones_like(logits[..., 0]) if padding is None else (~padding).to(logits.dtype)
     # Compared and added up: counting by torch.bincount would wait for the device.
     hits = (chosen.unsqueeze(-1) == torch.arange(experts, device=chosen.device)).sum(-2) * present[..., None]
     totals = torch.cat((hits.sum(1), present.sum(1, keepdim=True)), dim=1)

@@ -85,13 +85,13 @@ class Experts(nn.Module):
         """Of this rank's tokens, how many went to each expert since `begin_step` [E]; to be summed, too."""
         return torch.zeros(self.num_experts) if self._sums is None else self._sums[1:]
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """`valid` [B, S] bool: False for padding, which is left out of the balance. None: no padding."""
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """`padding` [B, S] bool: what is left out of the balance. None: nothing."""
         logits = self.router(x)
         scores, chosen = logits.topk(self.experts_per_token, dim=-1)
         weights = scores.softmax(-1)
         if self._scale is not None and self._sums is not None and self.training:
-            loss, tokens = balance_loss(logits, chosen, valid, self.context_group)
+            loss, tokens = balance_loss(logits, chosen, padding, self.context_group)
             # Every tensor-parallel rank has the whole loss, and its gradient is to be a part of a sum.
             share = 1 / self.tensor_ranks
             statistics = torch.cat((loss.detach()[None], tokens)) * share

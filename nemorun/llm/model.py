@@ -119,8 +119,8 @@ class ExpertFeedForward(Experts):
         super().__init__(config)
         self.region = WHOLE
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        return self.region.leave(super().forward(self.region.enter(x), valid))
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        return self.region.leave(super().forward(self.region.enter(x), padding))
 
 
 def feed_forward(config: GPTConfig) -> nn.Module:
@@ -140,10 +140,17 @@ class Block(nn.Module):
         self.feed_forward = feed_forward(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None, memory: Memory | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        documents: Documents | None,
+        memory: Memory | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, documents, memory)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        rest = () if padding is None else (padding,)
+        return x + self.feed_forward(self.feed_forward_norm(x), *rest)
 
 
 class Embedding(nn.Module):
@@ -216,8 +223,9 @@ class GPTModel(TrainableModel):
         if positions is None:
             positions = torch.arange(length, device=x.device)
         cos, sin = rotary(positions, self.config)
+        padding = inputs.padding if self.config.num_experts else None
         for block in self.blocks.values():
-            x = block(x, cos, sin, inputs.documents)
+            x = block(x, cos, sin, inputs.documents, padding=padding)
         if self.head is None or self.norm is None:
             return x
         return self.head(self.region.enter(self.norm(x)), inputs.labels)

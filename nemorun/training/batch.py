@@ -22,6 +22,8 @@ class Batch:
     positions: Tensor | None = None
     """[B, S] int64: the place of each token in its document, from 0 at each first. No token attends to
     another document of its row. Padding is a document as well. None: a row is one document."""
+    padding: Tensor | None = None
+    """[B, S] bool: where a row has no token of its own. None: nowhere."""
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Inputs:
     """[S], or [B, S] with documents: where each token stands. None: 0 to S - 1."""
     documents: Documents | None = None
     """Where documents begin and end, if a row has several."""
+    padding: Tensor | None = None
+    """[B, S] bool, where no token stands. None: nowhere."""
 
 
 def shared_out(batch: Batch, layout: Layout) -> tuple[Tensor, Inputs]:
@@ -52,4 +56,5 @@ def shared_out(batch: Batch, layout: Layout) -> tuple[Tensor, Inputs]:
     else:
         positions = share(batch.positions)
         documents = Documents(batch.positions, device, layout.context_rank, layout.context_ranks)
-    return share(batch.tokens), Inputs(share(batch.labels), positions, documents)
+    padding = None if batch.padding is None else share(batch.padding)
+    return share(batch.tokens), Inputs(share(batch.labels), positions, documents, padding)

@@ -198,23 +198,21 @@ class Loop:
             micro_batches = batches.next_step()
         self.watchdog.at("forward and backward", self.step + 1)
         # One exchange for both: all ranks stop after the same step, or none does.
-        valid, told_to_stop = self.ranks.sum(self._valid(micro_batches), self._told_to_stop)
+        valid, present, told_to_stop = self.ranks.sum(*self._counted(micro_batches), self._told_to_stop)
         scale = torch.full((), 1 / max(valid, 1), device=self.ranks.device)
-        self._balance(micro_batches)
+        self._balance(present)
         loss_sum = self.passes.train(self._shared_out(micro_batches), scale)
         self.step += 1
         self.tokens += int(valid)
         norm = self._optimize(micro_batches)
         return _StepResult(loss_sum, norm, valid, self.optimizer.param_groups[0]["lr"], bool(told_to_stop))
 
-    def _balance(self, micro_batches: Sequence[Batch]) -> None:
-        """Let experts add the loss that keeps their load even: a mean over all tokens, padding too."""
+    def _balance(self, tokens: float) -> None:
+        """Let experts add the loss that keeps their load even: a mean over all tokens without padding."""
         layers = [layer for piece in self.pieces for layer in piece.expert_layers()]
-        if layers:
-            tokens = sum(batch.tokens.numel() for batch in micro_batches) * self.layout.data_ranks
-            scale = torch.full((), 1 / tokens, device=self.ranks.device)
-            for layer in layers:
-                layer.begin_step(scale)
+        scale = torch.full((), 1 / max(tokens, 1), device=self.ranks.device)
+        for layer in layers:
+            layer.begin_step(scale)
 
     def _optimize(self, micro_batches: Sequence[Batch]) -> Tensor:
         """Clip the gradient, let the optimizer step, and return the gradient's norm before clipping."""
@@ -231,11 +229,13 @@ class Loop:
         self.optimizer.zero_grad()
         return norm
 
-    def _valid(self, micro_batches: Sequence[Batch]) -> int:
-        """Tokens with a label, on one rank of those that read the same data."""
+    def _counted(self, micro_batches: Sequence[Batch]) -> tuple[int, int]:
+        """Tokens with a label, and all without padding, on one rank of those that read the same data."""
         if not self.layout.speaks_for_data:
-            return 0
-        return sum(int((batch.labels != IGNORE).sum()) for batch in micro_batches)
+            return 0, 0
+        valid = sum(int((batch.labels != IGNORE).sum()) for batch in micro_batches)
+        padding = sum(int(batch.padding.sum()) for batch in micro_batches if batch.padding is not None)
+        return valid, sum(batch.tokens.numel() for batch in micro_batches) - padding
 
     def _shared_out(self, micro_batches: Sequence[Batch]) -> list[Micro]:
         return [shared_out(batch, self.layout) for batch in micro_batches]
@@ -262,7 +262,7 @@ class Loop:
         total = self._total(self.passes.evaluate(self._shared_out(micro_batches)))
         for piece in self.pieces:
             piece.train()
-        loss = total / self.ranks.sum(self._valid(micro_batches))[0]
+        loss = total / self.ranks.sum(*self._counted(micro_batches))[0]
         self._say(f"step {self.step}: validation loss {loss:.4f}")
         return {"val_loss": loss}
 

@@ -84,9 +84,9 @@ def run(layout: Layout, c: Case) -> dict[str, Tensor]:
     layer.begin_step(torch.tensor(SCALE))
     call = torch.compile(layer.forward, backend="aot_eager") if layout.compile else layer.forward
     if layout.recompute:
-        y = checkpoint(call, x, share(c.valid), use_reentrant=False)
+        y = checkpoint(call, x, share(~c.valid), use_reentrant=False)
     else:
-        y = call(x, share(c.valid))
+        y = call(x, share(~c.valid))
     y.backward(share(c.above))
 
     found = {"aux": layer.aux_loss, "tokens": layer.expert_tokens}

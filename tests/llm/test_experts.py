@@ -30,7 +30,7 @@ def outcome(layer: Experts, c: Case, rows_at_once: int = 4, call: object = None)
     x = c.x.clone().requires_grad_()
     layer.begin_step(torch.tensor(SCALE))
     parts = [slice(i, i + rows_at_once) for i in range(0, len(x), rows_at_once)]
-    outputs = [(call or layer)(x[part], c.valid[part]) for part in parts]  # type: ignore[operator]
+    outputs = [(call or layer)(x[part], ~c.valid[part]) for part in parts]  # type: ignore[operator]
     for y, part in zip(outputs, parts, strict=True):
         y.backward(c.above[part])
     found = {
@@ -150,7 +150,7 @@ def test_aux_loss_equals_hugging_face_mixtral_for_each_sequence() -> None:
     mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
     logits = torch.randn(3, 5, 4, requires_grad=True)
     valid = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [True] * 4 + [False]])
-    loss, _ = balance_loss(logits, logits.topk(2).indices, valid)
+    loss, _ = balance_loss(logits, logits.topk(2).indices, ~valid)
     (gradient,) = torch.autograd.grad(loss, logits)
     expected = sum(
         mixtral.load_balancing_loss_func((row,), 4, 2, mask[None]) * mask.sum()

@@ -58,6 +58,17 @@ def data_of(
     return FinetuneData(config, seq_length, Alone(rank, world_size))
 
 
+def test_padding_is_marked(config: FinetuneDataConfig) -> None:
+    batches = data_of(config, seq_length=256).next_step()
+    for batch in batches:
+        assert batch.padding is not None and batch.padding.any() and not batch.padding[:, 0].any()
+        last = [int(row.nonzero()[0]) for row in batch.padding]
+        for row, first in enumerate(last):
+            assert batch.padding[row, first:].all() and (batch.labels[row, first:] == IGNORE).all()
+            assert batch.positions is not None
+            assert batch.positions[row, first] == 0 < batch.positions[row, first - 1]
+
+
 def one_example(record: Any, folder: Path, tokenizer: Path | str, **changes: Any) -> tuple[str, str]:
     """The text of a single example, and that of its learned tokens with `_` for the others' places."""
     source = write_lines(folder / "one.jsonl", [record])

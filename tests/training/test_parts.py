@@ -22,9 +22,11 @@ from nemorun.training import (
     LogConfig,
     OptimConfig,
     ParallelismConfig,
+    Trainer,
     TrainerConfig,
     TrainingError,
 )
+from nemorun.training.batch import Batch
 from nemorun.training.checkpoint import complete, damage
 from nemorun.training.loss import IGNORE, linear_cross_entropy_sum
 from nemorun.training.metrics import Metrics
@@ -298,3 +300,25 @@ def test_results_that_cannot_be_written_are_a_sentence(
 ) -> None:
     with pytest.raises(TrainingError, match=r"the results' folder .*text.txt/x cannot be written: "):
         run(1, folder="text.txt/x")
+
+
+def test_padding_changes_nothing_in_training_experts(tmp_path: Path) -> None:
+    """Longer rows, the rest of which is padding: the same loss and the same weights."""
+
+    def train(name: str, more: int, marked: bool = True) -> dict[str, torch.Tensor]:
+        tokens = torch.full((4, 8 + more), 5)
+        labels = torch.full_like(tokens, IGNORE)
+        tokens[:, :8] = torch.randint(0, 32, (4, 8), generator=torch.Generator().manual_seed(1))
+        labels[:, :8] = tokens[:, :8] * 7 % 32
+        padding = (torch.arange(8 + more) >= 8).expand(4, -1) if marked else None
+        shape = {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "vocab_size": 32}
+        model = GPTModel(GPTConfig(**shape, seq_length=64, num_experts=4, aux_loss_coeff=1.0))
+        log = LogConfig(dir=tmp_path / name, tensorboard=False)
+        optim = OptimConfig(lr=1e-2, warmup_steps=0, schedule="constant")
+        trainer = Trainer(max_steps=3, accelerator="cpu", precision="fp32", optim=optim, log=log)
+        trainer.fit(model, [Batch(tokens, labels, padding=padding)])
+        return dict(model.state_dict())
+
+    short, long, unmarked = train("short", 0), train("long", 24), train("unmarked", 24, marked=False)
+    torch.testing.assert_close(long, short, rtol=1e-5, atol=1e-6)
+    assert any(not torch.allclose(unmarked[name], short[name], rtol=1e-3, atol=1e-4) for name in short)

@@ -128,4 +128,4 @@ def row_of(files: TokenFiles, examples: Sequence[int], length: int) -> Row:
         labels[at:end] = torch.where(learned, ids[1:], IGNORE)
         firsts.append(at)
         at = end
-    return tokens, labels, positions([*firsts, at], length)
+    return Row(tokens, labels, positions([*firsts, at], length), torch.arange(length) >= at)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,8 +14,14 @@ from nemorun.training.loss import IGNORE
 
 _BLOCKS = 1000
 
-#: Tokens, labels and positions of one sequence, each [S].
-Row = tuple[Tensor, Tensor, Tensor | None]
+
+class Row(NamedTuple):
+    """One sequence of a `Batch`, each [S]."""
+
+    tokens: Tensor
+    labels: Tensor
+    positions: Tensor | None = None
+    padding: Tensor | None = None
 
 
 class Stream:
@@ -53,12 +61,12 @@ class Stream:
         inputs[:count] = piece[:count]
         labels[:count] = piece[1:]
         if not self.reset:
-            return inputs, labels, None
+            return Row(inputs, labels)
         firsts = [first for first in self._document_starts(places) if first < len(piece)]
         for first in firsts:
             if first:
                 labels[first - 1] = IGNORE  # the first token of the next document is not to be guessed
-        return inputs, labels, positions([0, *firsts, count], self.seq_length)
+        return Row(inputs, labels, positions([0, *firsts, count], self.seq_length))
 
     def _places(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Where the tokens from `start` to before `stop` of the stream lie in the file."""
@@ -92,9 +100,10 @@ def positions(firsts: list[int], length: int) -> Tensor:
 
 
 def batch_of(rows: list[Row]) -> Batch:
-    tokens, labels, places = zip(*rows, strict=True)
-    whole = [place for place in places if place is not None]
-    return Batch(torch.stack(tokens), torch.stack(labels), torch.stack(whole) if whole else None)
+    def stacked(parts: tuple[Tensor | None, ...]) -> Any:
+        return torch.stack([part for part in parts if part is not None]) if parts[0] is not None else None
+
+    return Batch(*map(stacked, zip(*rows, strict=True)))
 
 
 def split(files: TokenFiles, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
