@@ -97,7 +97,8 @@ def test_a_run_that_was_suspended_and_whose_pod_was_killed_learns_the_same(
         return found
 
     whole = train()
-    eventually(lambda: status(whole)["state"] == "SUCCEEDED", 240)
+    nemorun("logs", "--follow", whole)  # one command, where asking again and again would take the processor
+    eventually(lambda: status(whole)["state"] == "SUCCEEDED")
     cut = train()
     eventually(lambda: list((shared / "runs").glob(f"*-{cut}/tasks/*/results/metrics.jsonl")), 120)
     eventually(lambda: max(metrics(folder(cut)), default=0) > STEPS // 12, 120)
@@ -111,7 +112,8 @@ def test_a_run_that_was_suspended_and_whose_pod_was_killed_learns_the_same(
     pods = k8s_node.get("pods", k8s_namespace, "-l", f"nemorun/experiment={cut}")
     killed = pods[-1]["metadata"]["name"]
     k8s_node.kubectl("delete", "pod", killed, "-n", k8s_namespace, "--grace-period=0", "--force")
-    eventually(lambda: status(cut)["state"] == "SUCCEEDED", 240)
+    nemorun("logs", "--follow", cut)
+    eventually(lambda: status(cut)["state"] == "SUCCEEDED")
 
     assert nemorun("logs", cut, "--rank", "0").count("goes on from step") == 2
     assert sorted(metrics(folder(whole))) == list(range(1, STEPS + 1))
