@@ -476,8 +476,11 @@ def test_hard_limits_and_lost_nodes(rig: Rig, request: pytest.FixtureRequest) ->
     eventually(lambda: jobs.journal("first") and jobs.journal("other"), 20)
     node = next(node for node in nodes("other").split(",")[::-1] if node != nodes("first"))
     rig("exec", "ctl", "scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    rig("exec", "ctl", "scontrol", "update", f"nodename={node}", "state=resume")
-    ends_elsewhere("other", node)
+    try:
+        ends_elsewhere("other", node)
+    finally:
+        # Not before: if the script was killed, its next start asks which node is down.
+        rig("exec", "ctl", "scontrol", "update", f"nodename={node}", "state=resume")
 
     expected = ["began 1", "requeued 1 time-limit 143", "began 2", "ended 2 succeeded 0"]
     assert jobs.wait("limited") == jobs.wait("limited-deaf") == expected
