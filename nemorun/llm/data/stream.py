@@ -100,8 +100,8 @@ def positions(firsts: list[int], length: int) -> Tensor:
 
 
 def batch_of(rows: list[Row]) -> Batch:
-    def stacked(parts: tuple[Tensor | None, ...]) -> Any:
-        return torch.stack([part for part in parts if part is not None]) if parts[0] is not None else None
+    def stacked(parts: tuple[Any, ...]) -> Any:
+        return None if parts[0] is None else torch.stack(parts)
 
     return Batch(*map(stacked, zip(*rows, strict=True)))
 
