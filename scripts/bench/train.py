@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -105,10 +104,10 @@ def table(results: dict[str, Any]) -> str:
 
 def start(row: dict[str, Any], gpus: int) -> dict[str, Any]:
     """Run a row's ranks; the first one's last line is the result."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
+    from nemorun.executors.local.ports import reserve_port
+
+    with tempfile.TemporaryDirectory() as folder, reserve_port() as reserved:
+        port = reserved.getsockname()[1]
         ranks = []
         for rank in range(gpus):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": gpus, "LOCAL_WORLD_SIZE": gpus}

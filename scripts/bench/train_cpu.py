@@ -11,11 +11,12 @@ programs on the machine disturb less than they do the wall clock.
 from __future__ import annotations
 
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import time
+
+from nemorun.executors.local.ports import reserve_port
 
 WORLD = 2
 
@@ -107,19 +108,18 @@ def main(steps: int) -> None:
 
 
 def start_ranks(steps: int) -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD), "OMP_NUM_THREADS": "1"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(steps)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(WORLD)
-    ]
-    return max(process.wait() for process in started)
+    with reserve_port() as reserved:
+        port = reserved.getsockname()[1]
+        shared = {"WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD), "OMP_NUM_THREADS": "1"}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, str(steps)],
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(WORLD)
+        ]
+        return max(process.wait() for process in started)
 
 
 if __name__ == "__main__":
