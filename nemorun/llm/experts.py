@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nemorun.llm.balance import attach, balance_loss
 from nemorun.llm.config import GPTConfig
 from nemorun.training.exchange import exchange_rows, take_rows
+from nemorun.training.gating import gated
 from nemorun.training.grouped import grouped_product
 from nemorun.training.tensor_parallel import local
 
@@ -115,8 +116,7 @@ class Experts(nn.Module):
         """Rows [T, D] through the experts that are here: the first counts[0] through the first, and so on."""
         ends = counts.cumsum(0).to(torch.int32)
         both = grouped_product(rows, local(self.gate_up).to(rows.dtype), ends)
-        gate, up = both.unflatten(1, (-1, 2, self.block)).unbind(2)
-        return grouped_product((F.silu(gate) * up).flatten(1), local(self.down).to(rows.dtype), ends)
+        return grouped_product(gated(both, self.block), local(self.down).to(rows.dtype), ends)
 
     @torch.compiler.disable  # how many rows come is known only when they do
     def _worked_elsewhere(self, rows: Tensor, counts: Tensor, group: dist.ProcessGroup) -> Tensor:

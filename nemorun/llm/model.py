@@ -19,6 +19,7 @@ from nemorun.llm.experts import Experts
 from nemorun.llm.layers import Linear, Norm, rotary, rotate
 from nemorun.training.attention import Documents, attend, ring_attend
 from nemorun.training.batch import Inputs
+from nemorun.training.gating import gated
 from nemorun.training.loss import linear_cross_entropy_sum
 from nemorun.training.model import ExpertLayer, TrainableModel
 from nemorun.training.tensor_parallel import WHOLE, Region, local
@@ -95,8 +96,8 @@ class FeedForward(nn.Module):
         self.region = WHOLE
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(self.region.enter(x)).unflatten(-1, (-1, 2, self.block)).unbind(-2)
-        return self.region.leave(self.down((F.silu(gate) * up).flatten(-2)))
+        both = self.gate_up(self.region.enter(x))
+        return self.region.leave(self.down(gated(both, self.block)))
 
 
 class SquaredReluFeedForward(nn.Module):

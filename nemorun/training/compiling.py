@@ -13,17 +13,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def fused(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, compiled where its first argument is on a GPU; on the CPU it runs as it stands."""
-    compiled: list[Callable[P, T]] = []
+def fused(dynamic: bool | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """The function, compiled where its first argument is on a GPU; on the CPU it runs as it stands.
 
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        first = args[0]
-        if not (isinstance(first, Tensor) and first.device.type == "cuda"):
-            return function(*args, **kwargs)
-        if not compiled:  # not before: the compiler takes a second to import
-            compiled.append(torch.compile(function, dynamic=True))
-        return compiled[0](*args, **kwargs)
+    `dynamic`: True for one kernel for all shapes. None makes one for the first shape, whose sizes it knows as
+    numbers, and where other shapes come, one for all sizes that differ.
+    """
 
-    return call
+    def compiled_on_gpus(function: Callable[P, T]) -> Callable[P, T]:
+        compiled: list[Callable[P, T]] = []
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            first = args[0]
+            if not (isinstance(first, Tensor) and first.device.type == "cuda"):
+                return function(*args, **kwargs)
+            if not compiled:  # not before: the compiler takes a second to import
+                compiled.append(torch.compile(function, dynamic=dynamic))
+            return compiled[0](*args, **kwargs)
+
+        return call
+
+    return compiled_on_gpus

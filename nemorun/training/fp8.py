@@ -91,13 +91,17 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 
 def quantized(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """x in float8, and the float32 scalar that it is to be multiplied with."""
-    scale = x.abs().amax().float().clamp(min=1e-12) / torch.finfo(kind).max
+    scale = _scale(x, kind)
     return _cast(x, scale, kind), scale
+
+
+def _scale(x: Tensor, kind: torch.dtype) -> Tensor:
+    return x.abs().amax().float().clamp(min=1e-12) / torch.finfo(kind).max
 
 
 def _cast(x: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
     most = torch.finfo(kind).max  # rounding could pass it, and what is beyond becomes NaN
-    return (x.float() / scale).clamp(-most, most).to(kind)
+    return (x.float() * (1 / scale)).clamp(-most, most).to(kind)
 
 
 class _ScaledLinear(torch.autograd.Function):
@@ -105,32 +109,36 @@ class _ScaledLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, xa: Tensor | None, b: Tensor | None
     ) -> Tensor:
-        x8, x_scale = quantized(x, E4M3)
+        x_scale = _scale(x, E4M3)
+        if ctx.needs_input_grad[1]:
+            x8, kept_x = _cast_both(x, x_scale, E4M3)
+        else:
+            x8, kept_x = _cast(x, x_scale, E4M3), None
         w8, w_scale = (weight, scale) if scale is not None else quantized(weight, E4M3)
         # The weight is kept as it was given and cast again: where ranks share weights, it is freed until the
         # backward pass, and float8 copies of all layers would not be.
-        kept_x = x8 if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(kept_x, x_scale, weight, w_scale, xa, b)
         ctx.dtype = x.dtype
         if xa is None or b is None:
-            return _product(x8, w8.t(), x_scale, w_scale, x.dtype, quick=True)
+            return _product(x8, w8, x_scale, w_scale, x.dtype, quick=True)
         return _adapted_product(x8, w8, x_scale, w_scale, xa, b)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x8, x_scale, weight, w_scale, xa, b = ctx.saved_tensors
+        turned_x, x_scale, weight, w_scale, xa, b = ctx.saved_tensors
         wants_x, wants_weight, _, wants_xa, wants_b = ctx.needs_input_grad
-        g8, g_scale = quantized(grad, E5M2)
+        g_scale = _scale(grad, E5M2)
         grad_x = grad_weight = None
-        if wants_x:
-            w8 = weight
-            if weight.dtype != E4M3:
-                # Nothing is added but the order: a cast that waits for the gradient cannot be moved into the
-                # forward pass by a compiler, which would keep its output until here.
-                w8 = _cast(weight, w_scale + 0 * g_scale, E4M3)
-            grad_x = _product(g8, w8, g_scale, w_scale, ctx.dtype)
         if wants_weight:
-            grad_weight = _product(g8.t(), x8, g_scale, x_scale, weight.dtype)
+            g8, turned_g = _cast_both(grad, g_scale, E5M2)
+            grad_weight = _product(turned_g, turned_x, g_scale, x_scale, weight.dtype)
+        else:
+            g8 = _cast(grad, g_scale, E5M2)
+        if wants_x:
+            # Nothing is added but the order: a cast that waits for the gradient cannot be moved into the
+            # forward pass by a compiler, which would keep its output until here.
+            turned_w = _turned(weight, w_scale + 0 * g_scale)
+            grad_x = _product(g8, turned_w, g_scale, w_scale, ctx.dtype)
         grad_xa = grad @ b if wants_xa else None
         grad_b = grad.t() @ xa if wants_b else None
         return grad_x, grad_weight, None, grad_xa, grad_b
@@ -139,22 +147,61 @@ class _ScaledLinear(torch.autograd.Function):
 def _product(
     a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype, quick: bool = False
 ) -> Tensor:
-    """a @ b x both scales. `quick` adds up in fewer bits: good enough forward, not for gradients.
+    """a [M, K] @ b [N, K].T x both scales. `quick` adds up in fewer bits: enough forward, not for gradients.
 
-    A GPU wants the rows of `a` and the columns of `b` to lie whole; what does not is copied, which a compiler
-    joins to the cast. On the CPU, which float8 makes no faster, the same numbers are multiplied in float32
-    (and left as they lie: torch 2.13's compiler gives wrong numbers where it turns float8 there).
+    A GPU wants the rows of both to lie whole. On the CPU, which float8 makes no faster, the same numbers are
+    multiplied in float32.
     """
     if not _on_a_gpu(a):
-        return ((a.float() @ b.float()) * (a_scale * b_scale)).to(dtype)
-    return torch._scaled_mm(
-        a.contiguous(),
-        b.t().contiguous().t(),
-        scale_a=a_scale,
-        scale_b=b_scale,
-        out_dtype=dtype,
-        use_fast_accum=quick,
-    )
+        return ((a.float() @ b.float().t()) * (a_scale * b_scale)).to(dtype)
+    return torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=quick)
+
+
+def _cast_both(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [M, N] / scale in float8, as it lies and turned [N, M]."""
+    if _on_a_gpu(x):
+        return _whole_and_turned(x, scale, kind)
+    # Left as it lies: torch 2.13's compiler gives wrong numbers where it turns float8 on the CPU.
+    whole = _cast(x, scale, kind)
+    return whole, whole.t()
+
+
+def _turned(weight: Tensor, scale: Tensor) -> Tensor:
+    """The weight [O, D] in e4m3, turned [D, O]; one that is in e4m3 has been divided by its scale."""
+    if weight.dtype == E4M3:
+        return weight.t().contiguous() if _on_a_gpu(weight) else weight.t()
+    return _only_turned(weight, scale) if _on_a_gpu(weight) else _cast(weight, scale, E4M3).t()
+
+
+@torch.library.custom_op("nemorun::cast_whole_and_turned", mutates_args=())
+def _whole_and_turned(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """In one pass over memory; torch.compile makes two of it, or a slow one."""
+    if not x.is_cuda:
+        whole = _cast(x, scale, kind)
+        return whole, whole.t().contiguous()
+    from nemorun.training import kernels
+
+    whole, turned = kernels.cast(x.contiguous(), scale, kind, whole=True, turned=True)
+    return whole, turned
+
+
+@_whole_and_turned.register_fake
+def _(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=kind), x.new_empty(x.shape[::-1], dtype=kind)
+
+
+@torch.library.custom_op("nemorun::cast_turned", mutates_args=())
+def _only_turned(x: Tensor, scale: Tensor) -> Tensor:
+    if not x.is_cuda:
+        return _cast(x, scale, E4M3).t().contiguous()
+    from nemorun.training import kernels
+
+    return kernels.cast(x.contiguous(), scale, E4M3, whole=False, turned=True)[0]
+
+
+@_only_turned.register_fake
+def _(x: Tensor, scale: Tensor) -> Tensor:
+    return x.new_empty(x.shape[::-1], dtype=E4M3)
 
 
 def _on_a_gpu(x: Tensor) -> bool:
@@ -166,7 +213,7 @@ def _adapted_product(
     x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, xa: Tensor, b: Tensor
 ) -> Tensor:
     """As `nemorun.training.adapted`: the adapter's product is added where the other's lies."""
-    return _product(x8, w8.t(), x_scale, w_scale, xa.dtype, quick=True).addmm_(xa, b.t())
+    return _product(x8, w8, x_scale, w_scale, xa.dtype, quick=True).addmm_(xa, b.t())
 
 
 @_adapted_product.register_fake

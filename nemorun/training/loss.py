@@ -62,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_x is not None:
                 torch.mm(gradient, weight, out=grad_x[piece])
             if grad_weight is not None:
-                grad_weight += gradient.T @ x[piece]
+                _add_product(grad_weight, gradient.T, x[piece])
         ctx.dtype = weight.dtype
         ctx.save_for_backward(grad_x, grad_weight)
         return loss
@@ -73,7 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_x is not None:
             grad_x = grad_x * grad.to(grad_x.dtype)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad).to(ctx.dtype)
+            grad_weight = _scaled(grad_weight, grad, ctx.dtype)
         return grad_x, grad_weight, None, None, None
 
 
@@ -81,30 +81,53 @@ def _of_rows(
     logits: Tensor, labels: Tensor, first: int, group: dist.ProcessGroup | None, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Loss and gradient of some rows' logits [N, V / ranks], whose first column is token `first`."""
-    highest = logits.amax(1).float()
-    if group:
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group)
     column = labels - first
-    sums = _sums(logits, highest, column)
+    here = (column >= 0) & (column < logits.shape[1])
+    at = torch.arange(len(logits), device=logits.device) * logits.shape[1] + torch.where(here, column, 0)
+    at_label = torch.where(here, logits.view(-1)[at], 0.0).float()
+    highest, total = _sums(logits)
     if group:
+        highest_here = highest.clone()
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group)
+        sums = torch.stack((total * (highest_here - highest).exp(), at_label))
         dist.all_reduce(sums, group=group)
-    total, at_label = sums
+        total, at_label = sums
+    log_total = highest + total.log()
     valid = labels != IGNORE
-    loss = torch.where(valid, total.log() - at_label, 0.0).sum()
-    return loss, _gradient(logits, highest, column, valid / total, valid) if wants_gradient else None
+    loss = torch.where(valid, log_total - at_label, 0.0).sum()
+    if not wants_gradient:
+        return loss, None
+    # exp(-inf) is 0, for rows without a label
+    gradient = _shares(logits, torch.where(valid, log_total, torch.inf))
+    # At the label it is 1 less, in float32: shares near 1 are told apart by few bits.
+    numbers = gradient.view(-1)
+    less = ((at_label - log_total).exp() - 1).to(gradient.dtype)
+    numbers[at] = torch.where(here & valid, less, numbers[at])
+    return loss, gradient
 
 
-@fused
-def _sums(logits: Tensor, highest: Tensor, column: Tensor) -> Tensor:
-    """[2, N]: the sum of exp(logit - highest), and logit - highest at the label where it is here."""
-    above = logits.float() - highest[:, None]
-    at_label = torch.arange(logits.shape[1], device=logits.device) == column[:, None]
-    return torch.stack((above.exp().sum(1), torch.where(at_label, above, 0.0).sum(1)))
+@fused()
+def _sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of [N, V]: the highest logit, and the sum of exp(logit - highest)."""
+    numbers = logits.float()
+    highest = numbers.amax(1)
+    return highest, (numbers - highest[:, None]).exp().sum(1)
 
 
-@fused
-def _gradient(logits: Tensor, highest: Tensor, column: Tensor, scale: Tensor, valid: Tensor) -> Tensor:
-    """softmax - 1 at the label, and 0 in rows without one; of the logits' type."""
-    shares = (logits.float() - highest[:, None]).exp() * scale[:, None]
-    at_label = torch.arange(logits.shape[1], device=logits.device) == column[:, None]
-    return (shares - (at_label & valid[:, None]).float()).to(logits.dtype)
+@fused()
+def _shares(logits: Tensor, log_total: Tensor) -> Tensor:
+    """softmax, of the logits' type, given the logarithm of each row's sum."""
+    return (logits.float() - log_total[:, None]).exp().to(logits.dtype)
+
+
+@fused()
+def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    return (x * factor).to(dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total (float32) += a @ b, in one pass where the product is a GPU's."""
+    if a.is_cuda and torch.version.cuda and a.dtype != torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b

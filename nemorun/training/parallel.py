@@ -204,13 +204,16 @@ _PRODUCTS = {
     torch.ops.nemorun.grouped_product.default,
     torch.ops.nemorun.adapted_product.default,
     torch.ops.nemorun.scaled_adapted_product.default,
+    torch.ops.nemorun.cast_whole_and_turned.default,
     *ATTENTION_OPERATORS,
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
 }
 
 
 def _keep_products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+    # The scale of a float8 tensor is one number, for which all of the tensor would be read again.
+    scale = op == torch.ops.aten.amax.default and len(args) == 1
+    return CheckpointPolicy.MUST_SAVE if op in _PRODUCTS or scale else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from kernels import kernel_table
 
 from nemorun.llm import Generator, GPTConfig, GPTModel
 from nemorun.llm.generation import decoding
@@ -203,8 +204,7 @@ def traced(decoder: decoding.Decoder, path: Path, device: torch.device) -> None:
         for _ in range(4):
             decoder.step()
         sync(device)
-    by = "cuda_time_total" if device.type == "cuda" else "cpu_time_total"
-    path.write_text(profiler.key_averages().table(sort_by=by, row_limit=60, max_name_column_width=110))
+    path.write_text(kernel_table(profiler))
 
 
 # --- the limit ---

@@ -141,6 +141,7 @@ def start(row: dict[str, Any], gpus: int) -> dict[str, Any]:
 
 def train(row: dict[str, Any]) -> None:
     import torch
+    from kernels import kernel_table
 
     from nemorun.llm import GPTConfig, GPTModel
     from nemorun.llm.config import LoraConfig
@@ -182,11 +183,7 @@ def train(row: dict[str, Any]) -> None:
                 with torch.profiler.profile() as profiler:
                     result = super()._train_step(batches)
                     torch.cuda.synchronize()
-                Path(profile).write_text(
-                    profiler.key_averages().table(
-                        sort_by="cuda_time_total", row_limit=60, max_name_column_width=90
-                    )
-                )
+                Path(profile).write_text(kernel_table(profiler))
             else:
                 result = super()._train_step(batches)
             if self.step == 1:
@@ -215,6 +212,8 @@ def train(row: dict[str, Any]) -> None:
         result = loop.fit(GPTModel(config), data)
         torch.cuda.synchronize()
         times = [a.elapsed_time(b) / 1000 for a, b in zip(loop.marks[4:], loop.marks[5:], strict=False)]
+        if row["trace"]:
+            times = times[:-2]  # a step that is profiled is no measure
         peak = torch.cuda.max_memory_allocated() / 2**30
         reserved = torch.cuda.max_memory_reserved() / 2**30
         free, card = torch.cuda.mem_get_info()

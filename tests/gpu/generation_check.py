@@ -1,6 +1,7 @@
 """Generation on a CUDA machine: captured steps against plain ones, and against the whole context run anew.
 
     python tests/gpu/generation_check.py          one line for each model; ends with 1 if one is wrong
+    python tests/gpu/generation_check.py tied experts    some models
     python tests/gpu/generation_check.py --cpu    one model without a GPU, uncompiled: tests this program
 
 It needs no pytest and no network.
@@ -90,7 +91,8 @@ def check(name: str, dtype: torch.dtype) -> bool:
 
 def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    names = list(MODELS) if CUDA else ["tied"]
+    chosen = [word for word in sys.argv[1:] if word in MODELS]
+    names = chosen or (list(MODELS) if CUDA else ["tied"])
     results = [check(name, dtype) for name in names for dtype in (torch.float32, torch.bfloat16)]
     sys.exit(not all(results))
 

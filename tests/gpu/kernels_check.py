@@ -1,0 +1,202 @@
+"""Kernels beside training's matrices on a CUDA machine: right, and in what part of the memory's speed.
+
+    python tests/gpu/kernels_check.py           one line for each; ends with 1 if one is wrong
+    python tests/gpu/kernels_check.py --tune    casts with tiles of other sizes, too
+    python tests/gpu/kernels_check.py --cpu     the same, small, without a GPU: tests this program
+
+Each is compared with plain operators in float32. It needs no pytest and no network.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemorun.training import fp8, gating, loss, optimizer
+from nemorun.training.fp8 import E4M3, E5M2
+from tests.gpu.measuring import CUDA, DEVICE, HALF, failures, said, timed
+
+TOKENS, CHANNELS, VOCABULARY, WIDTH = (16384, 14336, 128256, 4096) if CUDA else (32, 128, 100, 16)
+ODD = (1000, 336) if CUDA else (24, 40)
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = HALF) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator(DEVICE).manual_seed(seed), device=DEVICE).to(dtype)
+
+
+def line(name: str, error: float, most: float, work: Callable[[], object], moved: int) -> None:
+    """`moved`: the bytes that it must read and write."""
+    took = timed(work)
+    good = error <= most
+    if not good:
+        failures.append(name)
+    speed = moved / took / 1e6 if took else 0.0
+    print(
+        f"{'ok   ' if good else 'WRONG'} {name}: error {error:.1e}, {took:.3f} ms, {speed:,.0f} GB/s",
+        flush=True,
+    )
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).norm() / other.float().norm())
+
+
+def gates() -> None:
+    for block in (64, 8, 1):
+        tokens = TOKENS if block == 64 else ODD[0]
+        both, grad = drawn(tokens, 2 * CHANNELS), drawn(tokens, CHANNELS, seed=1)
+        with said(f"gate, blocks of {block}"):
+            part = slice(0, 500)  # in float32, all would be too large
+            leaf = both[part].float().requires_grad_()
+            wanted = gating._plain(leaf, block)
+            wanted.backward(grad[part].float())
+            inner = torch.ops.nemorun.gate(both, block)
+            line(
+                f"gate, blocks of {block}",
+                apart(inner[part], wanted.detach()),
+                5e-3,
+                lambda both=both, block=block: torch.ops.nemorun.gate(both, block),
+                6 * inner.numel(),
+            )
+            result = torch.ops.nemorun.gate_backward(both, grad, block)
+            assert leaf.grad is not None
+            line(
+                f"gate's gradient, blocks of {block}",
+                apart(result[part], leaf.grad),
+                5e-3,
+                lambda both=both, block=block, grad=grad: torch.ops.nemorun.gate_backward(both, grad, block),
+                10 * inner.numel(),
+            )
+
+
+def casts() -> None:
+    for shape, kind in (((TOKENS, 2 * CHANNELS), E5M2), ((TOKENS, WIDTH), E4M3), (ODD, E4M3), (ODD, E5M2)):
+        x = drawn(*shape)
+        x[1, 2] = 1e-4
+        scale = fp8._scale(x, kind)
+        wanted = fp8._cast(x, scale, kind)
+        with said(f"cast {shape}"):
+            whole, turned = torch.ops.nemorun.cast_whole_and_turned(x, scale, kind)
+            wrong = float((whole.float() != wanted.float()).float().mean())
+            wrong += float((turned.float() != wanted.t().float()).float().mean())
+            line(
+                f"cast whole and turned {shape} to {kind}, shares that differ",
+                wrong,
+                1e-3,
+                lambda x=x, scale=scale, kind=kind: torch.ops.nemorun.cast_whole_and_turned(x, scale, kind),
+                4 * x.numel(),
+            )
+        if kind == E4M3:
+            with said(f"cast turned {shape}"):
+                turned = torch.ops.nemorun.cast_turned(x, scale)
+                line(
+                    f"cast turned {shape}",
+                    float((turned.float() != wanted.t().float()).float().mean()),
+                    1e-3,
+                    lambda x=x, scale=scale: torch.ops.nemorun.cast_turned(x, scale),
+                    3 * x.numel(),
+                )
+    with said("cast of no number"):
+        x[3, 5] = torch.nan
+        for one in torch.ops.nemorun.cast_whole_and_turned(x, scale, E5M2):
+            if int(one.float().isnan().sum()) != 1:
+                failures.append("nan")
+                print("WRONG a cast hides what is no number")
+
+
+def tune() -> None:
+    from nemorun.training import kernels
+
+    x = drawn(TOKENS, 2 * CHANNELS)
+    scale = fp8._scale(x, E5M2)
+    for tile in [(r, c, w) for r in (32, 64, 128) for c in (32, 64, 128, 256) for w in (4, 8)]:
+        kernels.TILE = tile
+        took = timed(lambda: torch.ops.nemorun.cast_whole_and_turned(x, scale, E5M2))
+        alone = timed(lambda: torch.ops.nemorun.cast_turned(x, scale))
+        print(f"cast in tiles of {tile}: {took:.3f} ms, only turned {alone:.3f} ms", flush=True)
+
+
+def losses() -> None:
+    rows = 4096 if CUDA else 8
+    x, weight = drawn(rows, WIDTH), drawn(VOCABULARY, WIDTH, seed=1) / WIDTH**0.5
+    labels = torch.randint(0, VOCABULARY, (rows,), device=DEVICE)
+    labels[::7] = loss.IGNORE
+    logits = x @ weight.T
+    with said("loss"):
+        exact = logits[: rows // 2].float().requires_grad_()
+        wanted = F.cross_entropy(exact, labels[: rows // 2], ignore_index=loss.IGNORE, reduction="sum")
+        wanted.backward()
+        found, gradient = loss._of_rows(logits[: rows // 2], labels[: rows // 2], 0, None, True)
+        assert exact.grad is not None and gradient is not None
+        error = max(abs(float(found / wanted.detach()) - 1), apart(gradient, exact.grad))
+        line(
+            "loss and gradient of logits",
+            error,
+            5e-3,
+            lambda: loss._of_rows(logits, labels, 0, None, True),
+            6 * logits.numel(),
+        )
+    gradient = drawn(rows, VOCABULARY, seed=2)
+    total = drawn(VOCABULARY, WIDTH, dtype=torch.float32)
+    with said("product added in float32"):
+        part = slice(0, 1000)
+        wanted = total[part] + gradient[:, part].T.float() @ x.float()
+        kept = total.clone()
+        loss._add_product(kept, gradient.T, x)
+        line(
+            "product added in float32",
+            apart(kept[part], wanted),
+            5e-3,
+            lambda: loss._add_product(kept, gradient.T, x),
+            8 * total.numel(),
+        )
+        plain = timed(lambda: gradient.T @ x)
+        print(f"      the product alone: {plain:.3f} ms", flush=True)
+
+
+def adam() -> None:
+    shape = (2 * CHANNELS, WIDTH)
+    p, g, m, v = (drawn(*shape, seed=i, dtype=torch.float32) for i in range(4))
+    v = v.abs()
+    step = torch.ones((), device=DEVICE)
+    how = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
+    divisor, skip = torch.full((), 2.0, device=DEVICE), torch.zeros((), device=DEVICE)
+    rest = {"amsgrad": False, "maximize": False, "grad_scale": divisor, "found_inf": skip}
+
+    def torchs(*tensors: Tensor) -> None:
+        torch._fused_adamw_(*([t] for t in tensors), [], [step], lr=1e-3, **how, **rest)  # type: ignore[arg-type]
+
+    rate = torch.tensor(1e-3)
+
+    def ours(*tensors: Tensor) -> None:
+        optimizer.adamw(*tensors, step, lr=rate, divisor=divisor, skip=skip, **how)  # type: ignore[arg-type]
+
+    with said("adamw"):
+        one, other = ([t.clone() for t in (p, g, m, v)] for _ in "ab")
+        torchs(*one)
+        ours(*other)
+        # torch's writes the divided gradient, too
+        error = max(apart(one[i], other[i]) for i in (0, 2, 3))
+        line("adamw, torch's", 0.0, 0.0, lambda: torchs(*one), 32 * p.numel())
+        line("adamw, compiled", error, 1e-5, lambda: ours(*other), 28 * p.numel())
+
+
+def main() -> int:
+    gates()
+    casts()
+    losses()
+    adam()
+    if "--tune" in sys.argv:
+        tune()
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
