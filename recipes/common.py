@@ -48,12 +48,13 @@ def pretraining(
     schedule: Literal["cosine", "constant"] = "cosine",
     warmup_steps: int = 2000,
     recompute: Recompute = "selective",
+    reshard_after_forward: bool = True,
 ) -> Partial:
     """Adam with β 0.9 and 0.95, eps 1e-5, decay 0.1; a cosine goes down to a tenth of the rate."""
     return Partial(
         pretrain,
         model=model,
-        trainer=_trainer(place, max_steps, recompute, val_interval=2000),
+        trainer=_trainer(place, max_steps, recompute, val_interval=2000, reshard=reshard_after_forward),
         data=DataConfig(
             path=data_path,
             tokenizer=tokenizer_path,
@@ -104,7 +105,7 @@ def finetuning(
 
 
 def _trainer(
-    place: tuple[int, int], max_steps: int, recompute: Recompute, val_interval: int
+    place: tuple[int, int], max_steps: int, recompute: Recompute, val_interval: int, reshard: bool = True
 ) -> TrainerConfig:
     nodes, devices = place
     return TrainerConfig(
@@ -113,6 +114,7 @@ def _trainer(
         accelerator="gpu",
         devices=devices,
         num_nodes=nodes,
+        reshard_after_forward=reshard,
         recompute=recompute,
         val_interval=val_interval,
     )

@@ -36,6 +36,7 @@ def llama3_8b_pretrain(
         max_steps,
         lr=3e-4,
         global_batch_size=512,
+        reshard_after_forward=False,  # 14 GiB, which 80 GiB of 8 GPUs have: 2 % faster
     )
 
 

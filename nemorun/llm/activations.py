@@ -36,13 +36,20 @@ class BlockActivations:
 
 
 def block_activations(
-    model: GPTConfig, parallelism: ParallelismConfig, tokens: int, width: int, *, casts_weights: bool
+    model: GPTConfig,
+    parallelism: ParallelismConfig,
+    tokens: int,
+    width: int,
+    *,
+    casts_weights: bool,
+    float8: bool = False,
 ) -> BlockActivations:
     """
     Args:
         tokens: This rank's share of a micro-batch: rows x sequence / context_parallel.
         width: Bytes of a number that is computed with.
         casts_weights: Weights lie here in float32 and are converted for each product (no FSDP).
+        float8: The matrices are multiplied in float8.
     """
     sizes = _Sizes(model, parallelism)
     between = tokens * width * sizes.hidden / sizes.sequence_ranks
@@ -71,6 +78,9 @@ def block_activations(
     selective += 2 * between if exchanged else wide * sizes.hidden
     selective += wide * sizes.products
     selective += between_a_and_b
+    if float8 and not model.lora.enabled:  # what matrices were multiplied with, for their weights' gradients
+        selective += tokens * (sizes.hidden + sizes.queries)
+        selective += 0 if model.num_experts else tokens * (sizes.hidden + sizes.ffn)
 
     full = between + exchanged
     gradients = between + wide * (sizes.hidden + sizes.passing)

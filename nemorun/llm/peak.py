@@ -83,6 +83,7 @@ class _Stage:
         block = block_activations(
             model, parallelism, self.tokens, self.width,
             casts_weights=not self.parameters.wraps and self.width < 4,
+            float8=trainer.precision == "fp8-mixed",
         )  # fmt: skip
         self.kept, self.working = block.kept[trainer.recompute], block.working[trainer.recompute]
         self.round = parallelism.round_size(self.micro_batches)
@@ -92,6 +93,7 @@ class _Stage:
         units += [self.parameters.embedding] * self.first + [self.parameters.head] * self.last
         self.units = units
         self.always = self._always()
+        self.keeps_gathered = self.parameters.wraps and not trainer.reshard_after_forward
 
     def _always(self) -> Memory:
         """What lives from step to step, and a pipeline's buffers: each micro-batch of a round has its own."""
@@ -120,10 +122,12 @@ class _Stage:
             yield from self._gathered_pipeline()
             return
         before = sums if self.micro_batches > 1 else 0.0
-        if self.last:
-            yield from self._at_head(before)
-        yield self._at_last_forward(before)
-        yield self._at_first_backward(before)
+        for moment in [
+            *(self._at_head(before) if self.last else ()),
+            self._at_last_forward(before),
+            self._at_first_backward(before),
+        ]:
+            yield replace(moment, gathered=moment.gathered + self._kept_open())
         yield from self._at_last_backward(sums)
         if self.first:
             yield from self._at_embedding(sums)
@@ -266,6 +270,13 @@ class _Stage:
     def _open(self, unit: Unit) -> float:
         """A unit as it is computed with; without FSDP that is the weight itself."""
         return unit.bytes_gathered(self.width) if self.parameters.wraps else 0.0
+
+    def _kept_open(self) -> float:
+        """What else stays gathered from its forward to its backward pass, beside the head or a block."""
+        if not self.keeps_gathered:
+            return 0.0
+        ends = self._open(self.parameters.embedding) if self.first else 0.0
+        return self.layers * sum(map(self._open, self.parameters.block)) + ends
 
     def _coming(self, units: tuple[Unit, ...] | list[Unit]) -> float:
         """What is gathered ahead of the backward pass."""

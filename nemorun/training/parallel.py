@@ -231,7 +231,9 @@ def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None
         ),
         # On the CPU the ranks share the memory that freeing a unit before its backward would save, and with
         # several micro-batches in a pipeline each would be gathered again.
-        "reshard_after_forward": layout.ranks.device.type != "cpu" and layout.stages == 1,
+        "reshard_after_forward": config.reshard_after_forward
+        and layout.ranks.device.type != "cpu"
+        and layout.stages == 1,
     }
     mesh = submesh(layout.weights, "replicate", "shard")
     if layout.expert_group:

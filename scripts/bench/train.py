@@ -38,16 +38,19 @@ LLAMA_8B = {
 }
 LORA = {"enabled": True, "rank": 16, "alpha": 32.0}
 
+SELECTIVE = {"recompute": "selective"}
+FAST = {**SELECTIVE, "reshard_after_forward": False}
+
 #: name -> what it trains; `gpus` 0: all of them.
 ROWS: dict[str, dict[str, Any]] = {
-    "pretrain": {"gpus": 0, "rows": 2, "trainer": {"recompute": "selective"}},
+    "pretrain": {"gpus": 0, "rows": 2, "trainer": FAST},
     "pretrain-1": {"gpus": 0, "rows": 1},
-    "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": {"recompute": "selective", "precision": "fp8-mixed"}},
+    "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": {**SELECTIVE, "precision": "fp8-mixed"}},
     "pretrain-bf16-moments": {"gpus": 0, "rows": 1, "optim": {"moments": "bf16"}},
     "lora": {"gpus": 1, "rows": 1, "model": {"lora": LORA}},
-    "lora-2": {"gpus": 1, "rows": 2, "model": {"lora": LORA}, "trainer": {"recompute": "selective"}},
+    "lora-2": {"gpus": 1, "rows": 2, "model": {"lora": LORA}, "trainer": SELECTIVE},
     "lora-fp8": {"gpus": 1, "rows": 1, "model": {"lora": LORA}, "trainer": {"precision": "fp8-mixed"}},
-    "packed": {"gpus": 0, "rows": 2, "length": 4096, "packed": True, "trainer": {"recompute": "selective"}},
+    "packed": {"gpus": 0, "rows": 4, "length": 4096, "packed": True, "trainer": FAST},
     "tp2": {"gpus": 2, "rows": 1, "parallelism": {"tensor_parallel": 2}, "optim": {"moments": "bf16"}},
 }
 

@@ -39,6 +39,9 @@ ATTENTION = LoraConfig(enabled=True, rank=16, targets=("q_proj", "k_proj", "v_pr
 MIXTRAL = replace(LLAMA, vocab_size=32000, num_experts=8, lora=ATTENTION)
 BF16 = OptimConfig(moments="bf16")
 FULL = {"recompute": "full"}
+SELECTIVE = {"recompute": "selective"}
+KEPT = {**SELECTIVE, "reshard_after_forward": False}
+FLOAT8 = {**SELECTIVE, "precision": "fp8-mixed"}
 
 
 def a_run(
@@ -69,6 +72,18 @@ MEASURED = {
     "Mixtral, EP2": (
         54.0,
         a_run(MIXTRAL, length=2048, micro_batches=2, optim=OptimConfig(), expert_parallel=2),
+        0,
+    ),
+    "LoRA, selective": (41.7, a_run(replace(LLAMA, lora=LORA), 1, 8192, trainer=SELECTIVE), 0),
+    "LoRA, full": (20.6, a_run(replace(LLAMA, lora=LORA), 1, 8192), 0),
+    "packed": (75.0, a_run(rows=2, optim=OptimConfig(), trainer=SELECTIVE), 0),
+    "packed, weights kept": (112.2, a_run(rows=4, optim=OptimConfig(), trainer=KEPT), 0),
+    "selective": (98.2, a_run(rows=2, length=8192, optim=OptimConfig(), trainer=SELECTIVE), 0),
+    "weights kept": (112.2, a_run(rows=2, length=8192, optim=OptimConfig(), trainer=KEPT), 0),
+    "float8": (111.2, a_run(rows=2, length=8192, optim=OptimConfig(), trainer=FLOAT8), 0),
+    "float8, weights kept": (
+        125.2,
+        a_run(rows=2, length=8192, optim=OptimConfig(), trainer=FLOAT8 | KEPT),
         0,
     ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -50,6 +51,14 @@ def test_the_loss_sums_valid_tokens_and_is_zero_without_any() -> None:
     expected = pytest.approx(float(-log_p[0, 0, 1] - log_p[0, 2, 2]))
     assert linear_cross_entropy_sum(x, weight, labels) == expected
     assert linear_cross_entropy_sum(x, weight, torch.full((2, 3), IGNORE)) == 0
+
+
+def test_a_likely_label_has_an_exact_gradient_in_bfloat16() -> None:
+    x, weight = torch.tensor([[1.0]]).bfloat16().requires_grad_(), torch.tensor([[8.0], [0.0]]).bfloat16()
+    linear_cross_entropy_sum(x, weight, torch.tensor([0])).backward()
+    share = 1 / (1 + math.exp(-8))  # 0.99966, which bfloat16 cannot tell from 1
+    assert x.grad is not None
+    assert float(x.grad) == pytest.approx(8 * (share - 1), rel=0.01)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 100])

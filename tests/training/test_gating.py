@@ -1,0 +1,57 @@
+"""The gate of a feed-forward layer as an operator of its own, beside plain operators."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy
+
+from nemorun.training import gating
+from nemorun.training.parallel import _keep_products
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_the_operator_and_its_gradient_are_those_of_plain_operators(block: int) -> None:
+    both, grad = drawn(6, 32, seed=1), drawn(6, 16, seed=2)
+    results = []
+    for function in (gating._plain, gating._gate):
+        leaf = both.clone().requires_grad_()
+        inner = function(leaf, block)
+        inner.backward(grad)
+        results.append((inner.detach(), leaf.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    gate, up = both.view(6, -1, 2, block).unbind(2)
+    torch.testing.assert_close(results[0][0], (gate / (1 + (-gate).exp()) * up).flatten(1))
+
+
+def test_the_operator_keeps_the_rules_of_torchs_compiler() -> None:
+    both = drawn(6, 32, seed=1).requires_grad_()
+    torch.library.opcheck(gating._gate, (both, 4))
+    torch.library.opcheck(gating._gate_backward, (both.detach(), drawn(6, 16, seed=2), 4))
+
+
+def test_selective_recomputation_keeps_the_scale_of_a_float8_tensor_and_no_other_maximum() -> None:
+    amax = torch.ops.aten.amax.default
+    x = drawn(4, 4, seed=1)
+    assert _keep_products(None, amax, x) == CheckpointPolicy.MUST_SAVE
+    assert _keep_products(None, amax, x, [1]) == CheckpointPolicy.PREFER_RECOMPUTE
+    assert _keep_products(None, torch.ops.nemorun.gate.default, x, 4) == CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def test_the_program_that_checks_kernels_on_gpus_runs() -> None:
+    program = ROOT / "tests" / "gpu" / "kernels_check.py"
+    done = subprocess.run([sys.executable, program, "--cpu"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "WRONG" not in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("ok ") > 10
