@@ -121,7 +121,9 @@ def _together(run: Run, capacity: float) -> list[list[Change]]:
 
 
 def _changes(run: Run) -> Iterator[Change]:
-    """From the cheapest: work done twice, rounded moments, smaller products, more waiting, more exchanges."""
+    """From the cheapest: what is done twice, rounded moments, smaller products, more waiting and exchanges."""
+    if not run.trainer.reshard_after_forward:
+        yield Change("trainer", "reshard_after_forward", True)
     kinds = ("none", "selective", "full")
     for kind in kinds[kinds.index(run.trainer.recompute) + 1 :]:
         yield Change("trainer", "recompute", kind)

@@ -158,8 +158,8 @@ def _enter(stack: contextlib.ExitStack, kept: list[int]) -> Storages:
         (nn.Module, "_apply", _without_swapping),
         (torch.UntypedStorage, "resize_", counted_resize),
         (torch, "compile", partial(torch.compile, backend=_partitioned(kept))),
-        (loss, "_sums", lambda logits, *_: logits.new_empty(2, len(logits), dtype=torch.float32)),
-        (loss, "_gradient", lambda logits, *_: torch.empty_like(logits)),
+        (loss, "_sums", lambda logits: logits.new_empty(2, len(logits), dtype=torch.float32).unbind()),
+        (loss, "_shares", lambda logits, *_: torch.empty_like(logits)),
         (optimizer, "adamw", lambda *_, **__: None),
     ):
         stack.enter_context(mock.patch.object(target, name, value))
