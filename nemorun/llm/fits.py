@@ -121,7 +121,7 @@ def _together(run: Run, capacity: float) -> list[list[Change]]:
 
 
 def _changes(run: Run) -> Iterator[Change]:
-    """From the cheapest: what is done twice, rounded moments, smaller products, more waiting and exchanges."""
+    """From the cheapest: what is done twice, rounded moments, smaller products, more waiting, exchanges."""
     if not run.trainer.reshard_after_forward:
         yield Change("trainer", "reshard_after_forward", True)
     kinds = ("none", "selective", "full")

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 
 GIB = 2**30
 OUTSIDE = 1.5 * GIB
-"""What a GPU holds beside torch's tensors: CUDA's context and kernels, NCCL's buffers, gaps between tensors.
-Assumed, not measured; `scripts/bench/memory.py` prints what it is."""
+"""What a GPU holds beside torch's allocator: CUDA's context and kernels, NCCL's buffers. On H100s and H200s
+it was 1.3 GiB with one GPU and 1.6 with two (docs/performance.md); `scripts/bench/memory.py` prints it."""
 WORKSPACE = 2 * 32 * 2**20
 """cuBLAS's own, of the thread that goes forward and the one that goes backward: 32 MiB each on Hopper (its
 documentation, CUBLAS_WORKSPACE_CONFIG). They are taken from torch's allocator."""
