@@ -14,6 +14,7 @@ from nemorun.errors import ConfigError
 from nemorun.llm.fits import Run
 from nemorun.llm.memory import GIB
 from nemorun.llm.shapes import llama3_405b
+from nemorun.training import OptimConfig, TrainerConfig
 
 PRETRAIN = [
     "llama3_8b_pretrain",
@@ -107,6 +108,18 @@ def test_the_defaults(
             warmup,
         )
         assert (task.optim.min_lr, task.optim.betas) == (None, (0.9, 0.95))
+
+
+def test_what_is_measured_is_what_the_recipe_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts" / "bench"))
+    from train import LLAMA_8B, ROWS
+
+    recipe = make("llama3_8b_pretrain")
+    measured = {**TrainerConfig().__dict__, **ROWS["pretrain"]["trainer"]}
+    for name in ("recompute", "reshard_after_forward", "precision", "strategy", "compile"):
+        assert measured[name] == getattr(recipe.trainer, name), name
+    assert "optim" not in ROWS["pretrain"] and recipe.optim.moments == OptimConfig().moments
+    assert {name: getattr(recipe.model, name) for name in LLAMA_8B} == LLAMA_8B
 
 
 def test_adapters_are_those_of_nemo() -> None:
