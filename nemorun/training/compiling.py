@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""What kernels for GPUs are written in, by torch's compiler and by us. Without it, plain operators run."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def fused(dynamic: bool | None = None) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """The function, compiled where its first argument is on a GPU; on the CPU it runs as it stands.
+    """The function, compiled where its first argument is on a GPU; elsewhere it runs as it stands.
 
     `dynamic`: True for one kernel for all shapes. None makes one for the first shape, whose sizes it knows as
     numbers, and where other shapes come, one for all sizes that differ.
@@ -26,7 +30,7 @@ def fused(dynamic: bool | None = None) -> Callable[[Callable[P, T]], Callable[P,
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             first = args[0]
-            if not (isinstance(first, Tensor) and first.device.type == "cuda"):
+            if not (isinstance(first, Tensor) and first.device.type == "cuda" and HAS_TRITON):
                 return function(*args, **kwargs)
             if not compiled:  # not before: the compiler takes a second to import
                 compiled.append(torch.compile(function, dynamic=dynamic))

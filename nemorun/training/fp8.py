@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nemorun.errors import ConfigError
+from nemorun.training.compiling import HAS_TRITON
 from nemorun.training.tensor_parallel import local
 
 E4M3 = torch.float8_e4m3fn
@@ -176,7 +177,7 @@ def _turned(weight: Tensor, scale: Tensor) -> Tensor:
 @torch.library.custom_op("nemorun::cast_whole_and_turned", mutates_args=())
 def _whole_and_turned(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """In one pass over memory; torch.compile makes two of it, or a slow one."""
-    if not x.is_cuda:
+    if not (x.is_cuda and HAS_TRITON):
         whole = _cast(x, scale, kind)
         return whole, whole.t().contiguous()
     from nemorun.training import kernels
@@ -192,7 +193,7 @@ def _(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("nemorun::cast_turned", mutates_args=())
 def _only_turned(x: Tensor, scale: Tensor) -> Tensor:
-    if not x.is_cuda:
+    if not (x.is_cuda and HAS_TRITON):
         return _cast(x, scale, E4M3).t().contiguous()
     from nemorun.training import kernels
 

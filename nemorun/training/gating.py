@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemorun.training.compiling import HAS_TRITON
+
 
 def gated(both: Tensor, block: int) -> Tensor:
     """[..., 2 F] -> [..., F]: silu(gate) x up, where gates and ups stand in turns of `block` channels."""
-    if both.is_cuda and both.requires_grad:
+    if both.is_cuda and HAS_TRITON and both.requires_grad:
         return _gate(both.flatten(0, -2), block).view(*both.shape[:-1], -1)
     return _plain(both, block)
 

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import (
 
 from nemorun.training import adapted, grouped  # noqa: F401 - they register their operators
 from nemorun.training.attention import ATTENTION_OPERATORS
+from nemorun.training.compiling import HAS_TRITON
 from nemorun.training.config import TrainerConfig
 from nemorun.training.distributed import Ranks
 from nemorun.training.fp8 import choose_matrices, require_float8
@@ -57,6 +58,8 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
 
     A model on the meta device gets its first weights from the seed; values that it has already are kept.
     """
+    if layout.ranks.first and layout.ranks.device.type == "cuda" and not HAS_TRITON:
+        say("warning: Triton is not installed: blocks are not compiled and plain operators run, slower")
     given = None if next(model.parameters()).is_meta else dict(model.named_parameters())
     if layout.parallelism.async_tensor_parallel:
         _overlap_tensor_exchanges(layout)
@@ -89,7 +92,9 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
 
 
 def compiles(config: TrainerConfig, layout: Layout) -> bool:
-    return layout.ranks.device.type == "cuda" if config.compile is None else config.compile
+    if config.compile is not None:
+        return config.compile
+    return layout.ranks.device.type == "cuda" and HAS_TRITON
 
 
 def _say_what_is_float8(

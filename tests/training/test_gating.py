@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy
 
-from nemorun.training import gating
+from nemorun.training import TrainerConfig, gating, parallel
 from nemorun.training.parallel import _keep_products
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +50,14 @@ def test_selective_recomputation_keeps_the_scale_of_a_float8_tensor_and_no_other
     assert _keep_products(None, amax, x) == CheckpointPolicy.MUST_SAVE
     assert _keep_products(None, amax, x, [1]) == CheckpointPolicy.PREFER_RECOMPUTE
     assert _keep_products(None, torch.ops.nemorun.gate.default, x, 4) == CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def test_without_triton_a_gpu_runs_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout: Any = SimpleNamespace(ranks=SimpleNamespace(device=torch.device("cuda")))
+    for there in (True, False):
+        monkeypatch.setattr(parallel, "HAS_TRITON", there)
+        assert parallel.compiles(TrainerConfig(), layout) == there
+        assert parallel.compiles(TrainerConfig(compile=True), layout)
 
 
 def test_the_program_that_checks_kernels_on_gpus_runs() -> None:
