@@ -7,7 +7,7 @@
 
 The floor of a row is the time of its matrix products and its attention alone, forward and backward, at its
 shapes and in its precision. Each row runs in processes of its own, through the loop that `nemorun run` uses.
-Needs no network. A peer that is installed (transformers and peft) is run beside ours.
+Needs no network.
 """
 
 from __future__ import annotations
