@@ -182,8 +182,7 @@ def _whole_and_turned(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tens
         return whole, whole.t().contiguous()
     from nemorun.training import kernels
 
-    whole, turned = kernels.cast(x.contiguous(), scale, kind, whole=True, turned=True)
-    return whole, turned
+    return kernels.cast_whole_and_turned(x.contiguous(), scale, kind)
 
 
 @_whole_and_turned.register_fake
@@ -197,7 +196,7 @@ def _only_turned(x: Tensor, scale: Tensor) -> Tensor:
         return _cast(x, scale, E4M3).t().contiguous()
     from nemorun.training import kernels
 
-    return kernels.cast(x.contiguous(), scale, E4M3, whole=False, turned=True)[0]
+    return kernels.cast_turned(x.contiguous(), scale, E4M3)
 
 
 @_only_turned.register_fake

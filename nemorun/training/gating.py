@@ -26,8 +26,13 @@ def gated(both: Tensor, block: int) -> Tensor:
 
 
 def _plain(both: Tensor, block: int) -> Tensor:
-    gate, up = both.unflatten(-1, (-1, 2, block)).unbind(-2)
+    gate, up = _halves(both, block)
     return (F.silu(gate) * up).flatten(-2)
+
+
+def _halves(both: Tensor, block: int) -> tuple[Tensor, ...]:
+    """Gates and ups, each [..., F / block, block]."""
+    return both.unflatten(-1, (-1, 2, block)).unbind(-2)
 
 
 @torch.library.custom_op("nemorun::gate", mutates_args=())
@@ -47,7 +52,7 @@ def _(both: Tensor, block: int) -> Tensor:
 @torch.library.custom_op("nemorun::gate_backward", mutates_args=())
 def _gate_backward(both: Tensor, grad: Tensor, block: int) -> Tensor:
     if not both.is_cuda:
-        gate, up = both.unflatten(-1, (-1, 2, block)).unbind(-2)
+        gate, up = _halves(both, block)
         grad = grad.unflatten(-1, (-1, block))
         of_gate = torch.ops.aten.silu_backward(grad * up, gate)
         return torch.stack((of_gate, grad * F.silu(gate)), dim=-2).flatten(-3)

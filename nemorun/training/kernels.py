@@ -62,7 +62,7 @@ def gate_backward(both: Tensor, grad: Tensor, block: int) -> Tensor:
 @triton.jit
 def _cast(
     x, scale, whole, turned, rows, columns,
-    MOST: tl.constexpr, WHOLE: tl.constexpr, TURNED: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    MOST: tl.constexpr, WHOLE: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64) * R + tl.arange(0, R)
     column = tl.program_id(0).to(tl.int64) * C + tl.arange(0, C)
@@ -72,25 +72,32 @@ def _cast(
     value = tl.clamp(value, -MOST, MOST, propagate_nan=tl.PropagateNan.ALL)
     if WHOLE:
         tl.store(whole + row[:, None] * columns + column[None, :], value.to(whole.dtype.element_ty), here)
-    if TURNED:
-        cast = tl.trans(value.to(turned.dtype.element_ty))
-        tl.store(turned + column[:, None] * rows + row[None, :], cast, tl.trans(here))
+    cast = tl.trans(value.to(turned.dtype.element_ty))
+    tl.store(turned + column[:, None] * rows + row[None, :], cast, tl.trans(here))
 
 
 TILE = (128, 128, 8)
 """Rows, columns and warps of a program that casts."""
 
 
-def cast(x: Tensor, scale: Tensor, kind: torch.dtype, whole: bool, turned: bool) -> list[Tensor]:
-    """x [M, N] / scale in float8: if `whole`, as it lies [M, N]; if `turned`, its columns as rows [N, M]."""
+def cast_whole_and_turned(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [M, N] / scale in float8, as it lies [M, N] and with its columns as rows [N, M]."""
+    whole = torch.empty_like(x, dtype=kind)
+    return whole, _turned(x, scale, kind, whole)
+
+
+def cast_turned(x: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
+    """x [M, N] / scale in float8 with its columns as rows [N, M]."""
+    return _turned(x, scale, kind, None)
+
+
+def _turned(x: Tensor, scale: Tensor, kind: torch.dtype, whole: Tensor | None) -> Tensor:
+    """Fills `whole`, too, in the same pass."""
     rows, columns = x.shape
-    found = {
-        "whole": torch.empty(rows, columns, dtype=kind, device=x.device) if whole else x,
-        "turned": torch.empty(columns, rows, dtype=kind, device=x.device) if turned else x,
-    }
+    turned = torch.empty(columns, rows, dtype=kind, device=x.device)
     r, c, warps = TILE
     _cast[(triton.cdiv(columns, c), triton.cdiv(rows, r))](
-        x, scale, found["whole"], found["turned"], rows, columns,
-        torch.finfo(kind).max, whole, turned, r, c, num_warps=warps,
+        x, scale, turned if whole is None else whole, turned, rows, columns,
+        torch.finfo(kind).max, whole is not None, r, c, num_warps=warps,
     )  # fmt: skip
-    return [one for one, wanted in zip(found.values(), (whole, turned), strict=True) if wanted]
+    return turned
