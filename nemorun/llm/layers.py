@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemorun.llm.config import GPTConfig, LoraConfig, RopeScaling
-from nemorun.training.adapted import adapted_product
-from nemorun.training.fp8 import fits, scaled_linear
+from nemorun.training.adapted import Adapter, adapted_linear
+from nemorun.training.fp8 import fits, scaled_gated, scaled_linear
+from nemorun.training.gating import gated
 from nemorun.training.tensor_parallel import local
 
 
@@ -59,25 +60,41 @@ class Linear(nn.Module):
             self.lora_a = nn.Parameter(torch.empty(len(targets) * lora.rank, inputs))
             self.lora_b = nn.Parameter(torch.empty(outputs, lora.rank))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]; both may be this tensor-parallel rank's part."""
+    def forward(self, x: Tensor, largest: Tensor | None = None) -> Tensor:
+        """[..., in] -> [..., out]; both may be this tensor-parallel rank's part.
+
+        `largest`: magnitudes whose greatest is the greatest in x, where they are known.
+        """
+        weight, adapter = local(self.weight).to(x.dtype), self._adapter(x)
+        if self._in_float8(x, weight):
+            return scaled_linear(x, *self._float8(weight), adapter, largest)
+        return F.linear(x, weight) if adapter is None else adapted_linear(x, weight, adapter)
+
+    def gated(self, x: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
+        """silu(gate) x up of the output, where they stand in turns of `block`; and its `largest`."""
         weight = local(self.weight).to(x.dtype)
-        scale: Tensor | None = None
-        float8 = self.float8 and fits(x, weight)
-        if float8 and self.float8_weight is not None:
-            weight, scale = self.float8_weight, self.float8_scale
+        if self._in_float8(x, weight):
+            weight, scale = self._float8(weight)
+            return scaled_gated(x, weight, block, scale, self._adapter(x))
+        return gated(self(x), block), None
+
+    def _in_float8(self, x: Tensor, weight: Tensor) -> bool:
+        return self.float8 and fits(x, weight)
+
+    def _float8(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight, in e4m3 and with its scale where it is quantized once."""
+        return (weight, None) if self.float8_weight is None else (self.float8_weight, self.float8_scale)
+
+    def _adapter(self, x: Tensor) -> Adapter | None:
         if not self.adapted:
-            return scaled_linear(x, weight, scale) if float8 else F.linear(x, weight)
+            return None
         # What is not divided over tensor-parallel ranks gets a part of its gradient on each of them.
         a = local(self.lora_a, sum_over=self.tensor_group)
         b = self._placed(local(self.lora_b, sum_over=self.tensor_group).to(x.dtype))
         # The small matrix is scaled, so that neither the output nor its gradient has to be.
         a = (a * (self.lora.alpha / self.lora.rank)).to(x.dtype)
-        dropped = F.dropout(x, self.lora.dropout, self.training and self.lora.dropout > 0)
-        xa = F.linear(dropped, a)
-        if float8:
-            return scaled_linear(x, weight, scale, xa, b)
-        return adapted_product(x, weight, xa, b)
+        drops = self.training and self.lora.dropout > 0
+        return Adapter(a, b, F.dropout(x, self.lora.dropout) if drops else None)
 
     def merged(self) -> Tensor:
         """The weight [out, in] with the adapters added to it, in the weight's type."""

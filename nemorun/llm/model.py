@@ -19,7 +19,6 @@ from nemorun.llm.experts import Experts
 from nemorun.llm.layers import Linear, Norm, rotary, rotate
 from nemorun.training.attention import Documents, attend, ring_attend
 from nemorun.training.batch import Inputs
-from nemorun.training.gating import gated
 from nemorun.training.loss import linear_cross_entropy_sum
 from nemorun.training.model import ExpertLayer, TrainableModel
 from nemorun.training.tensor_parallel import WHOLE, Region, local
@@ -96,8 +95,8 @@ class FeedForward(nn.Module):
         self.region = WHOLE
 
     def forward(self, x: Tensor) -> Tensor:
-        both = self.gate_up(self.region.enter(x))
-        return self.region.leave(self.down(gated(both, self.block)))
+        inner, largest = self.gate_up.gated(self.region.enter(x), self.block)
+        return self.region.leave(self.down(inner, largest))
 
 
 class SquaredReluFeedForward(nn.Module):
@@ -266,14 +265,13 @@ class GPTModel(TrainableModel):
             self.config.hidden_size,
         )
 
-    def ends(self) -> list[list[nn.Module]]:
+    def ends(self) -> tuple[list[nn.Module], list[nn.Module]]:
         # A tied head shares its weight with the embedding: both stay with the root.
         if self.config.tie_embeddings:
-            return []
-        found: list[list[nn.Module]] = [[self.embedding]] if self.embedding is not None else []
-        if self.norm is not None and self.head is not None:
-            found.append([self.norm, self.head])
-        return found
+            return [], []
+        before: list[nn.Module] = [] if self.embedding is None else [self.embedding]
+        after: list[nn.Module] = [] if self.norm is None or self.head is None else [self.norm, self.head]
+        return before, after
 
     def expert_layers(self) -> list[ExpertLayer]:
         return [module for module in self.modules() if isinstance(module, Experts)]

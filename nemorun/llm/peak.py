@@ -94,6 +94,12 @@ class _Stage:
         self.units = units
         self.always = self._always()
         self.keeps_gathered = self.parameters.wraps and not trainer.reshard_after_forward
+        shards = shards_of(trainer, parallelism)[1]
+        on_one_node = shards * parallelism.tensor_parallel <= trainer.devices
+        at_owners = on_one_node and self.stages == 1 and parallelism.expert_parallel == 1
+        self.sent = self.width if at_owners else 4
+        """Bytes of a gradient in the buffer that it is sent from (`nemorun.training.reducing`)."""
+        self.received = self.width if at_owners and shards > 1 else 0
 
     def _always(self) -> Memory:
         """What lives from step to step, and a pipeline's buffers: each micro-batch of a round has its own."""
@@ -161,15 +167,17 @@ class _Stage:
         )  # fmt: skip
 
     def _at_last_forward(self, before: float) -> Memory:
-        """A block is gathered, what it arrived in waits for the next copy, and the next block's comes."""
+        """A block is gathered, what it arrived in waits for the next copy, and the next block's comes, or the
+        head's."""
         block, width = self.parameters.block, self.width
         sent = sum(unit.bytes_sent(width) for unit in block) * self.parameters.wraps
+        coming = max(self._coming(block), self._coming([self.parameters.head]) if self.last else 0.0)
         return replace(
             self.always,
             moment="the last blocks of the forward pass",
             activations=self.activations - min(2, self.layers / self.pieces) * self.kept,
             gradients=before,
-            gathered=sum(map(self._open, block)) + 2 * self._coming(block) + sent,
+            gathered=sum(map(self._open, block)) + self._coming(block) + coming + sent,
         )
 
     def _at_first_backward(self, before: float) -> Memory:
@@ -198,7 +206,7 @@ class _Stage:
         block, width = self.parameters.block, self.width
         gathered = sum(map(self._open, block)) + self._coming(block)
         sent = sum(unit.bytes_sent(width) for unit in block) * self.parameters.wraps
-        exchanged = sum(4 * unit.trained for unit in behind) * self.parameters.wraps
+        exchanged = sum(self.sent * unit.trained for unit in behind) * self.parameters.wraps
         return replace(
             self.always, moment=moment, activations=activations, gradients=sums + exchanged,
             gathered=gathered + max(0.0, sent - self.working), working=self.working,
@@ -214,7 +222,7 @@ class _Stage:
                 activations=self.activations - self.layers / self.pieces * self.kept,
             )  # fmt: skip
             return
-        behind = 4 * sum(unit.trained for unit in self.parameters.block)
+        behind = self.sent * sum(unit.trained for unit in self.parameters.block)
         own = table.trained * self.width
         yield replace(
             self.always, moment="the embedding's gradient", gradients=without + own + behind,
@@ -257,15 +265,18 @@ class _Stage:
         return sum(4 * unit.trained / unit.shards for unit in units)
 
     def _reduced(self, units: tuple[Unit, ...] | list[Unit]) -> float:
-        """What handing over a unit's gradients takes beside their sum: as computed, and the buffer sent from.
+        """What handing over a unit's gradients takes beside their sum: as computed and the buffer sent from;
+        or this buffer, what others send, and its sum, which is added to that of other micro-batches.
 
-        What arrives is added to the sum, or is it with the first micro-batch. Without FSDP: what the backward
-        pass gives, in float32, to be added.
+        Without FSDP: what the backward pass gives, in float32, to be added.
         """
         arrives = 1 if self.micro_batches > 1 else 0
         if not self.parameters.wraps:
             return arrives * sum(4 * unit.trained for unit in units)
-        return sum(unit.trained * (self.width + 4 + arrives * 4 / unit.shards) for unit in units)
+        return sum(
+            unit.trained * (self.sent + max(self.width, self.received + arrives * 4 / unit.shards))
+            for unit in units
+        )
 
     def _open(self, unit: Unit) -> float:
         """A unit as it is computed with; without FSDP that is the weight itself."""

@@ -1,29 +1,70 @@
-"""A frozen matrix and what a low-rank adapter adds to it, as one product: x @ weight.T + xa @ b.T.
+"""A frozen matrix and a low-rank adapter as one product: x @ weight.T + (x @ a.T) @ b.T.
 
-The adapter's product is thin: it does little arithmetic and is as slow as the memory that it goes through. So
-it adds to the matrix's output where that lies, instead of writing an output of its own that somebody then
-reads and adds. An operator, because torch.compile takes such a sum apart again; and a new tensor is its only
-output, so that what selective recomputation keeps is never changed afterwards.
+The adapter's products are thin: they do little arithmetic and are as slow as the memory that they go through.
+So they are added where the matrix's output lies, forward and in the gradient of x, instead of writing an
+output of their own that somebody then reads and adds. An operator, because torch.compile takes such a sum
+apart again; and a new tensor is its only output, so that what selective recomputation keeps is never changed
+afterwards.
 
 Shapes: T (rows), D (input), O (output) and R (rank, that of all targets together).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from nemorun.training.compiling import HAS_TRITON
 
-def adapted_product(x: Tensor, weight: Tensor, xa: Tensor, b: Tensor) -> Tensor:
-    """x [..., D], weight [O, D], xa [..., R], b [O, R] -> [..., O], all of one type."""
-    return _product(x.flatten(0, -2), weight, xa.flatten(0, -2), b).view(*x.shape[:-1], -1)
+_WIDEST = 128
+"""Ranks up to which a product is thin."""
+
+
+class Adapter(NamedTuple):
+    """What adds (x @ a.T) @ b.T to a matrix's product."""
+
+    a: Tensor
+    """[R, D]"""
+    b: Tensor
+    """[O, R]"""
+    dropped: Tensor | None = None
+    """What it sees instead of x [..., D], where some of that is dropped."""
+
+
+def adapted_linear(x: Tensor, weight: Tensor, adapter: Adapter) -> Tensor:
+    """x [..., D], weight [O, D] (frozen) -> [..., O], all of one type."""
+    a, b, dropped = adapter
+    rows = None if dropped is None else dropped.flatten(0, -2)
+    y: Tensor = _AdaptedLinear.apply(x.flatten(0, -2), weight, a, b, rows)
+    return y.view(*x.shape[:-1], -1)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, dropped: Tensor | None) -> Tensor:
+        seen = x if dropped is None else dropped
+        xa = seen @ a.t()
+        ctx.save_for_backward(seen, weight, xa, a, b)
+        ctx.drops = dropped is not None
+        return _product(x, weight, xa, b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        seen, weight, xa, a, b = ctx.saved_tensors
+        grad_xa = grad @ b
+        grads = None, grad_xa.t() @ seen, grad.t() @ xa
+        if ctx.drops:
+            return grad @ weight, *grads, grad_xa @ a
+        wants_x = ctx.needs_input_grad[0]
+        return _product(grad, weight.t(), grad_xa, a.t()) if wants_x else None, *grads, None
 
 
 @torch.library.custom_op("nemorun::adapted_product", mutates_args=())
 def _product(x: Tensor, weight: Tensor, xa: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(x, weight.t()).addmm_(xa, b.t())
+    """x [T, D] @ weight [O, D].T + xa [T, R] @ b [O, R].T"""
+    return add_thin_product(torch.mm(x, weight.t()), xa, b)
 
 
 @_product.register_fake
@@ -31,21 +72,11 @@ def _(x: Tensor, weight: Tensor, xa: Tensor, b: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    x, weight, xa, b = inputs
-    # The input itself is needed for the gradient of a weight only, which a frozen one has not.
-    ctx.save_for_backward(x if weight.requires_grad else None, weight, xa, b)
+def add_thin_product(y: Tensor, xa: Tensor, b: Tensor) -> Tensor:
+    """y [T, O] += xa [T, R] @ b [O, R].T, in one pass over y; returns y."""
+    if y.is_cuda and HAS_TRITON and y.dtype == torch.bfloat16 and xa.shape[1] <= _WIDEST:
+        from nemorun.training import kernels
 
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, xa, b = ctx.saved_tensors
-    wants_x, wants_weight, wants_xa, wants_b = ctx.needs_input_grad
-    return (
-        grad @ weight if wants_x else None,
-        grad.t() @ x if wants_weight else None,
-        grad @ b if wants_xa else None,
-        grad.t() @ xa if wants_b else None,
-    )
-
-
-_product.register_autograd(_backward, setup_context=_keep)
+        kernels.add_thin_product(y, xa, b)
+        return y
+    return y.addmm_(xa, b.t())

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from nemorun.errors import ConfigError
+from nemorun.training.adapted import Adapter, add_thin_product
 from nemorun.training.compiling import HAS_TRITON
+from nemorun.training.gating import gate, gate_backward
 from nemorun.training.tensor_parallel import local
 
 E4M3 = torch.float8_e4m3fn
@@ -34,16 +36,33 @@ def scaled_linear(
     x: Tensor,
     weight: Tensor,
     scale: Tensor | None = None,
-    xa: Tensor | None = None,
-    b: Tensor | None = None,
+    adapter: Adapter | None = None,
+    largest: Tensor | None = None,
 ) -> Tensor:
-    """x [..., D] @ weight [O, D].T, plus xa [..., R] @ b [O, R].T (not in float8) where these are given.
+    """x [..., D] @ weight [O, D].T, and what an adapter adds (not in float8).
 
-    `scale`: of a weight that is in e4m3 already, and then has no gradient.
+    `scale`: of a weight that is in e4m3 already, and then has no gradient. `largest`: magnitudes whose
+    greatest is the greatest in x, where they are known.
     """
-    rows = None if xa is None else xa.flatten(0, -2)
-    y = _ScaledLinear.apply(x.flatten(0, -2), weight, scale, rows, b)
+    y: Tensor = _ScaledLinear.apply(x.flatten(0, -2), weight, scale, largest, None, *_tensors(adapter))
     return y.view(*x.shape[:-1], -1)
+
+
+def scaled_gated(
+    x: Tensor, weight: Tensor, block: int, scale: Tensor | None = None, adapter: Adapter | None = None
+) -> tuple[Tensor, Tensor]:
+    """silu(gate) x up of the product, which stand in turns of `block`: [..., O / 2]; and its `largest`.
+
+    In one, so that the product's gradients know the largest of the gate's without reading it again.
+    """
+    inner, largest = _ScaledLinear.apply(x.flatten(0, -2), weight, scale, None, block, *_tensors(adapter))
+    return inner.view(*x.shape[:-1], -1), largest
+
+
+def _tensors(adapter: Adapter | None) -> tuple[Tensor | None, ...]:
+    if adapter is None:
+        return None, None, None
+    return adapter.a, adapter.b, None if adapter.dropped is None else adapter.dropped.flatten(0, -2)
 
 
 def require_float8(device: torch.device) -> None:
@@ -92,12 +111,12 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 
 def quantized(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """x in float8, and the float32 scalar that it is to be multiplied with."""
-    scale = _scale(x, kind)
+    scale = _scale(x.abs(), kind)
     return _cast(x, scale, kind), scale
 
 
-def _scale(x: Tensor, kind: torch.dtype) -> Tensor:
-    return x.abs().amax().float().clamp(min=1e-12) / torch.finfo(kind).max
+def _scale(magnitudes: Tensor, kind: torch.dtype) -> Tensor:
+    return magnitudes.amax().float().clamp(min=1e-12) / torch.finfo(kind).max
 
 
 def _cast(x: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
@@ -108,41 +127,64 @@ def _cast(x: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
 class _ScaledLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, xa: Tensor | None, b: Tensor | None
-    ) -> Tensor:
-        x_scale = _scale(x, E4M3)
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor | None,
+        largest: Tensor | None,
+        block: int | None,
+        a: Tensor | None,
+        b: Tensor | None,
+        dropped: Tensor | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        x_scale = _scale(x.abs() if largest is None else largest, E4M3)
         if ctx.needs_input_grad[1]:
             x8, kept_x = _cast_both(x, x_scale, E4M3)
         else:
             x8, kept_x = _cast(x, x_scale, E4M3), None
         w8, w_scale = (weight, scale) if scale is not None else quantized(weight, E4M3)
+        seen = xa = None
+        if a is None or b is None:
+            y = _product(x8, w8, x_scale, w_scale, x.dtype, quick=True)
+        else:
+            seen = x if dropped is None else dropped
+            xa = seen @ a.t()
+            y = _adapted_product(x8, w8, x_scale, w_scale, xa, b, quick=True)
+        ctx.dtype, ctx.drops, ctx.block = x.dtype, dropped is not None, block
         # The weight is kept as it was given and cast again: where ranks share weights, it is freed until the
         # backward pass, and float8 copies of all layers would not be.
-        ctx.save_for_backward(kept_x, x_scale, weight, w_scale, xa, b)
-        ctx.dtype = x.dtype
-        if xa is None or b is None:
-            return _product(x8, w8, x_scale, w_scale, x.dtype, quick=True)
-        return _adapted_product(x8, w8, x_scale, w_scale, xa, b)
+        before_gate = None if block is None else y
+        ctx.save_for_backward(kept_x, x_scale, weight, w_scale, seen, xa, a, b, before_gate)
+        return y if block is None else gate(y, block)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        turned_x, x_scale, weight, w_scale, xa, b = ctx.saved_tensors
-        wants_x, wants_weight, _, wants_xa, wants_b = ctx.needs_input_grad
-        g_scale = _scale(grad, E5M2)
-        grad_x = grad_weight = None
+    def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        turned_x, x_scale, weight, w_scale, seen, xa, a, b, before_gate = ctx.saved_tensors
+        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        if ctx.block is None:
+            g_scale = _scale(grad.abs(), E5M2)
+        else:
+            grad, largest = gate_backward(before_gate, grad, ctx.block)
+            g_scale = _scale(largest, E5M2)
+        grad_x = grad_weight = grad_a = grad_b = grad_xa = None
         if wants_weight:
             g8, turned_g = _cast_both(grad, g_scale, E5M2)
             grad_weight = _product(turned_g, turned_x, g_scale, x_scale, weight.dtype)
         else:
             g8 = _cast(grad, g_scale, E5M2)
+        if xa is not None:
+            grad_xa = grad @ b
+            grad_a, grad_b = grad_xa.t() @ seen, grad.t() @ xa
         if wants_x:
             # Nothing is added but the order: a cast that waits for the gradient cannot be moved into the
             # forward pass by a compiler, which would keep its output until here.
             turned_w = _turned(weight, w_scale + 0 * g_scale)
-            grad_x = _product(g8, turned_w, g_scale, w_scale, ctx.dtype)
-        grad_xa = grad @ b if wants_xa else None
-        grad_b = grad.t() @ xa if wants_b else None
-        return grad_x, grad_weight, None, grad_xa, grad_b
+            if grad_xa is None or ctx.drops:
+                grad_x = _product(g8, turned_w, g_scale, w_scale, ctx.dtype)
+            else:
+                grad_x = _adapted_product(g8, turned_w, g_scale, w_scale, grad_xa, a.t(), quick=False)
+        grad_dropped = grad_xa @ a if grad_xa is not None and ctx.drops else None
+        return grad_x, grad_weight, None, None, None, grad_a, grad_b, grad_dropped
 
 
 def _product(
@@ -210,12 +252,12 @@ def _on_a_gpu(x: Tensor) -> bool:
 
 @torch.library.custom_op("nemorun::scaled_adapted_product", mutates_args=())
 def _adapted_product(
-    x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, xa: Tensor, b: Tensor
+    x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, xa: Tensor, b: Tensor, quick: bool
 ) -> Tensor:
     """As `nemorun.training.adapted`: the adapter's product is added where the other's lies."""
-    return _product(x8, w8, x_scale, w_scale, xa.dtype, quick=True).addmm_(xa, b.t())
+    return add_thin_product(_product(x8, w8, x_scale, w_scale, xa.dtype, quick), xa, b)
 
 
 @_adapted_product.register_fake
-def _(x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, xa: Tensor, b: Tensor) -> Tensor:
+def _(x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, xa: Tensor, b: Tensor, quick: bool) -> Tensor:
     return xa.new_empty(x8.shape[0], w8.shape[0])

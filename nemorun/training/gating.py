@@ -4,7 +4,10 @@ torch.compile makes one kernel of the gradient, too, but one that works out both
 and takes one: a third slower than memory allows. So GPUs run a kernel of ours in training. Elsewhere plain
 operators do the same, which a compiler can join to what is around them.
 
-Shapes: T (rows) and F (channels).
+Both operators also tell the largest magnitudes of what they give, which float8 scales by: it would have to be
+read again for that.
+
+Shapes: T (rows), F (channels) and P (places where a part of the work is done, as many as the device likes).
 """
 
 from __future__ import annotations
@@ -17,17 +20,20 @@ from torch import Tensor
 
 from nemorun.training.compiling import HAS_TRITON
 
+_AT_ONCE = 2048
+"""Channels that are worked on at one place."""
+
 
 def gated(both: Tensor, block: int) -> Tensor:
     """[..., 2 F] -> [..., F]: silu(gate) x up, where gates and ups stand in turns of `block` channels."""
     if both.is_cuda and HAS_TRITON and both.requires_grad:
-        return _gate(both.flatten(0, -2), block).view(*both.shape[:-1], -1)
+        return gate(both.flatten(0, -2), block)[0].view(*both.shape[:-1], -1)
     return _plain(both, block)
 
 
 def _plain(both: Tensor, block: int) -> Tensor:
-    gate, up = _halves(both, block)
-    return (F.silu(gate) * up).flatten(-2)
+    gates, ups = _halves(both, block)
+    return (F.silu(gates) * ups).flatten(-2)
 
 
 def _halves(both: Tensor, block: int) -> tuple[Tensor, ...]:
@@ -36,44 +42,71 @@ def _halves(both: Tensor, block: int) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op("nemorun::gate", mutates_args=())
-def _gate(both: Tensor, block: int) -> Tensor:
-    if not both.is_cuda:
-        return _plain(both, block)
+def gate(both: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """both [T, 2 F] -> silu(gate) x up [T, F], and the largest magnitudes [P] of it in float32."""
+    if not (both.is_cuda and HAS_TRITON):
+        inner = _plain(both, block)
+        return inner, _everywhere(inner, _largest_like(both, block))
     from nemorun.training import kernels
 
-    return kernels.gate(both.contiguous(), block)
+    inner, largest = _inner_like(both), _largest_like(both, block)
+    kernels.gate(both.contiguous(), inner, largest, block, _pairs_at_once(block))
+    return inner, largest
 
 
-@_gate.register_fake
-def _(both: Tensor, block: int) -> Tensor:
-    return both.new_empty(both.shape[0], both.shape[1] // 2)
+@gate.register_fake
+def _(both: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    return _inner_like(both), _largest_like(both, block)
 
 
 @torch.library.custom_op("nemorun::gate_backward", mutates_args=())
-def _gate_backward(both: Tensor, grad: Tensor, block: int) -> Tensor:
-    if not both.is_cuda:
-        gate, up = _halves(both, block)
+def gate_backward(both: Tensor, grad: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """The gradient [T, 2 F] of `both`, from that of `gate`'s first result; and its largest magnitudes [P]."""
+    if not (both.is_cuda and HAS_TRITON):
+        gates, ups = _halves(both, block)
         grad = grad.unflatten(-1, (-1, block))
-        of_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return torch.stack((of_gate, grad * F.silu(gate)), dim=-2).flatten(-3)
+        of_gate = torch.ops.aten.silu_backward(grad * ups, gates)
+        result = torch.stack((of_gate, grad * F.silu(gates)), dim=-2).flatten(-3)
+        return result, _everywhere(result, _largest_like(both, block))
     from nemorun.training import kernels
 
-    return kernels.gate_backward(both.contiguous(), grad.contiguous(), block)
+    result, largest = both.new_empty(both.shape), _largest_like(both, block)
+    kernels.gate_backward(both.contiguous(), grad.contiguous(), result, largest, block, _pairs_at_once(block))
+    return result, largest
 
 
-@_gate_backward.register_fake
-def _(both: Tensor, grad: Tensor, block: int) -> Tensor:
-    return both.new_empty(both.shape)
+@gate_backward.register_fake
+def _(both: Tensor, grad: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    return both.new_empty(both.shape), _largest_like(both, block)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+def _inner_like(both: Tensor) -> Tensor:
+    return both.new_empty(both.shape[0], both.shape[1] // 2)
+
+
+def _largest_like(both: Tensor, block: int) -> Tensor:
+    at_once = block * _pairs_at_once(block)
+    return both.new_empty((both.numel() // 2 + at_once - 1) // at_once, dtype=torch.float32)
+
+
+def _pairs_at_once(block: int) -> int:
+    """Pairs of blocks, a gate's and an up's, that are worked on at one place."""
+    return max(1, _AT_ONCE // block)
+
+
+def _everywhere(x: Tensor, largest: Tensor) -> Tensor:
+    """Where nothing is divided into places: the same at all of them."""
+    return largest.fill_(x.abs().amax() if x.numel() else 0.0)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
     both, ctx.block = inputs
     ctx.save_for_backward(both)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
     (both,) = ctx.saved_tensors
-    return _gate_backward(both, grad, ctx.block), None
+    return gate_backward(both, grad, ctx.block)[0], None
 
 
-_gate.register_autograd(_backward, setup_context=_keep)
+gate.register_autograd(_backward, setup_context=_keep)

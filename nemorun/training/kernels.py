@@ -15,18 +15,20 @@ _ELEMENTS = 2048
 
 
 @triton.jit
-def _gate(both, inner, pairs, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _gate(both, inner, largest, pairs, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
     here = first + row < pairs
     at = both + first.to(tl.int64) * 2 * BLOCK + row * 2 * BLOCK + column
     gate = tl.load(at, here, other=0.0).to(tl.float32)
     up = tl.load(at + BLOCK, here, other=0.0).to(tl.float32)
-    tl.store(inner + first.to(tl.int64) * BLOCK + row * BLOCK + column, gate * tl.sigmoid(gate) * up, here)
+    value = gate * tl.sigmoid(gate) * up
+    tl.store(inner + first.to(tl.int64) * BLOCK + row * BLOCK + column, value, here)
+    tl.store(largest + tl.program_id(0), tl.max(tl.max(tl.abs(value), 1), 0))
 
 
 @triton.jit
-def _gate_backward(both, grad, result, pairs, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _gate_backward(both, grad, result, largest, pairs, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
     here = first + row < pairs
@@ -37,26 +39,32 @@ def _gate_backward(both, grad, result, pairs, BLOCK: tl.constexpr, ROWS: tl.cons
         tl.float32
     )
     share = tl.sigmoid(gate)
-    tl.store(result + at, of_inner * up * share * (1.0 + gate * (1.0 - share)), here)
-    tl.store(result + at + BLOCK, of_inner * gate * share, here)
+    of_gate = of_inner * up * share * (1.0 + gate * (1.0 - share))
+    of_up = of_inner * gate * share
+    tl.store(result + at, of_gate, here)
+    tl.store(result + at + BLOCK, of_up, here)
+    most = tl.maximum(tl.abs(of_gate), tl.abs(of_up))
+    tl.store(largest + tl.program_id(0), tl.max(tl.max(most, 1), 0))
 
 
-def gate(both: Tensor, block: int) -> Tensor:
-    """[T, 2 F] -> silu(gate) x up [T, F]; gates and ups stand in turns of `block`, a power of 2."""
-    inner = both.new_empty(both.shape[0], both.shape[1] // 2)
-    pairs, rows = inner.numel() // block, max(1, _ELEMENTS // block)
-    if pairs:
-        _gate[(triton.cdiv(pairs, rows),)](both, inner, pairs, block, rows)
-    return inner
+def gate(both: Tensor, inner: Tensor, largest: Tensor, block: int, pairs_at_once: int) -> None:
+    """inner [T, F] = silu(gate) x up of both [T, 2 F], which stand in turns of `block`, a power of 2.
+
+    largest [programs], float32: the largest magnitude that each program met in its `pairs_at_once` pairs of
+    blocks.
+    """
+    if inner.numel():
+        pairs = inner.numel() // block
+        _gate[(len(largest),)](both, inner, largest, pairs, block, pairs_at_once)
 
 
-def gate_backward(both: Tensor, grad: Tensor, block: int) -> Tensor:
-    """The gradient [T, 2 F] of `both` from that of `gate`'s result [T, F]."""
-    result = torch.empty_like(both)
-    pairs, rows = grad.numel() // block, max(1, _ELEMENTS // block)
-    if pairs:
-        _gate_backward[(triton.cdiv(pairs, rows),)](both, grad, result, pairs, block, rows)
-    return result
+def gate_backward(
+    both: Tensor, grad: Tensor, result: Tensor, largest: Tensor, block: int, pairs_at_once: int
+) -> None:
+    """result [T, 2 F]: the gradient of `both` from that of `gate`'s result [T, F]; `largest` as there."""
+    if grad.numel():
+        pairs = grad.numel() // block
+        _gate_backward[(len(largest),)](both, grad, result, largest, pairs, block, pairs_at_once)
 
 
 @triton.jit
@@ -101,3 +109,54 @@ def _turned(x: Tensor, scale: Tensor, kind: torch.dtype, whole: Tensor | None) -
         torch.finfo(kind).max, whole is not None, r, c, num_warps=warps,
     )  # fmt: skip
     return turned
+
+
+@triton.jit
+def _add_up(rows, total, numel, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = at < numel
+    value = tl.zeros((BLOCK,), tl.float32)
+    for row in tl.static_range(ROWS):
+        value += tl.load(rows + row * numel + at, here, other=0.0).to(tl.float32)
+    tl.store(total + at, value, here)
+
+
+def add_up(rows: Tensor, total: Tensor) -> None:
+    """total [N] in float32 = the sum of rows [R, N]."""
+    numel = total.numel()
+    if numel:
+        _add_up[(triton.cdiv(numel, _ELEMENTS),)](rows, total, numel, len(rows), _ELEMENTS)
+
+
+@triton.jit
+def _add_thin_product(
+    y, xa, b, rows, columns, rank, b_row, b_column,
+    R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    of_rank = tl.arange(0, R)
+    left = tl.load(xa + row * rank + of_rank[None, :], (row < rows) & (of_rank[None, :] < rank), other=0.0)
+    right = tl.load(
+        b + column * b_row + of_rank[:, None] * b_column,
+        (column < columns) & (of_rank[:, None] < rank),
+        other=0.0,
+    )
+    at, here = y + row * columns + column, (row < rows) & (column < columns)
+    tl.store(at, tl.load(at, here, other=0.0).to(tl.float32) + tl.dot(left, right), here)
+
+
+THIN_TILE = (64, 128, 4)
+"""Rows, columns and warps of a program that adds a thin product."""
+
+
+def add_thin_product(y: Tensor, xa: Tensor, b: Tensor) -> None:
+    """y [T, O] += xa [T, R] @ b [O, R].T, in one pass over y."""
+    rows, columns = y.shape
+    r, c, warps = THIN_TILE
+    padded = max(16, triton.next_power_of_2(xa.shape[1]))  # no smaller product is the hardware's
+    if y.numel():
+        _add_thin_product[(triton.cdiv(columns, c), triton.cdiv(rows, r))](
+            y, xa.contiguous(), b, rows, columns, xa.shape[1], b.stride(0), b.stride(1),
+            padded, r, c, num_warps=warps,
+        )  # fmt: skip

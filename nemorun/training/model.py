@@ -62,8 +62,8 @@ class TrainableModel(nn.Module):
         """The shape of the hidden state that one piece hands to the next, for tokens of this shape."""
 
     @abstractmethod
-    def ends(self) -> list[list[nn.Module]]:
-        """The parts beside the blocks that are gathered and freed together when weights are sharded."""
+    def ends(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """What comes before the blocks and after them: each is gathered together when weights are sharded."""
 
     @abstractmethod
     def expert_layers(self) -> list[ExpertLayer]:

@@ -15,12 +15,15 @@ from nemorun.training.config import OptimConfig
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration (Jordan et al. 2024, "Muon")."""
 
+_LARGE = 2**22
+"""Numbers in a parameter for which a kernel of its own is worth its start."""
+
 
 class Optimizer(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019); groups with `orthogonal` take Muon.
 
-    A GPU runs it as one compiled kernel for each parameter, the CPU by torch's fused kernel. Torch's for GPUs
-    writes the divided gradients back as well, for which nobody asks: a quarter more time.
+    It runs as torch's fused kernel; on GPUs, for large parameters, as one compiled kernel for each: torch's
+    writes the divided gradients back there, for which nobody asks, a quarter more time.
 
     `step` takes what can be done in the same pass over memory: a divisor of all gradients (which clips them)
     and whether to leave the step out.
@@ -52,12 +55,10 @@ class Optimizer(torch.optim.Optimizer):
         states = [self._state(p, "exp_avg", "exp_avg_sq") for p in parameters]
         steps = [s["step"] for s in states]
         torch._foreach_add_(steps, 1)
-        tensors = (
-            [part(p) for p in parameters],
-            [part(p.grad) for p in parameters],
-            [part(s["exp_avg"]) for s in states],
-            [part(s["exp_avg_sq"]) for s in states],
-        )
+        of_each = [
+            (part(p), part(p.grad), part(state["exp_avg"]), part(state["exp_avg_sq"]), state["step"])
+            for p, state in zip(parameters, states, strict=True)
+        ]
         settings = {
             "lr": group["lr"],
             "beta1": self.config.betas[0],
@@ -65,23 +66,31 @@ class Optimizer(torch.optim.Optimizer):
             "eps": self.config.eps,
             "weight_decay": group["weight_decay"],
         }
-        if self.moments == torch.float32 and tensors[0][0].device.type != "cuda":
+        together = [tensors for tensors in of_each if self._leaves_to_torch(tensors[0])]
+        if together:
+            values, gradients, means, squares, counts = map(list, zip(*together, strict=True))
             torch._fused_adamw_(
-                *tensors,
+                values,
+                gradients,
+                means,
+                squares,
                 [],
-                steps,
+                counts,
                 **settings,
                 amsgrad=False,
                 maximize=False,
                 grad_scale=divisor,
                 found_inf=skip,
             )
-        else:
-            lr = torch.tensor(settings.pop("lr"))  # a tensor, so that another rate compiles nothing anew
-            for tensor in zip(*tensors, steps, strict=True):
-                adamw(*tensor, lr=lr, divisor=divisor, skip=skip, **settings)
+        lr = torch.tensor(settings.pop("lr"))  # a tensor, so that another rate compiles nothing anew
+        for tensors in of_each:
+            if not self._leaves_to_torch(tensors[0]):
+                adamw(*tensors, lr=lr, divisor=divisor, skip=skip, **settings)
         if skip is not None:
             torch._foreach_add_(steps, skip, alpha=-1)  # a step that was left out does not count
+
+    def _leaves_to_torch(self, p: Tensor) -> bool:
+        return self.moments == torch.float32 and (p.device.type != "cuda" or p.numel() < _LARGE)
 
     def _muon(
         self, parameters: list[Any], group: dict[str, Any], divisor: Tensor | None, skip: Tensor | None

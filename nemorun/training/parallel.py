@@ -35,6 +35,7 @@ from nemorun.training.layout import Layout, submesh
 from nemorun.training.model import TrainableModel
 from nemorun.training.optimizer import part
 from nemorun.training.progress import say
+from nemorun.training.reducing import on_one_node, sum_at_owners
 from nemorun.training.tensor_parallel import Region
 
 
@@ -228,10 +229,13 @@ def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None
     """
     if not layout.shares_weights:
         return
+    mesh = submesh(layout.weights, "replicate", "shard")
+    # A pipeline adds its micro-batches' gradients up before they are exchanged, which wants float32.
+    at_owners = layout.stages == 1 and layout.expert_group is None and on_one_node(mesh.get_group("shard"))
     settings: dict[str, Any] = {
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=model.dtype if model.dtype != torch.float32 else None,
-            reduce_dtype=torch.float32,
+            reduce_dtype=None if at_owners else torch.float32,
             cast_forward_inputs=False,
         ),
         # On the CPU the ranks share the memory that freeing a unit before its backward would save, and with
@@ -240,27 +244,34 @@ def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None
         and layout.ranks.device.type != "cpu"
         and layout.stages == 1,
     }
-    mesh = submesh(layout.weights, "replicate", "shard")
     if layout.expert_group:
         _shard_experts(model, mesh, layout, settings)
     for block in model.blocks.values():
         fully_shard(block, mesh=mesh, **settings)
-    for unit in model.ends():
-        fully_shard(unit, mesh=mesh, **settings)
+    before, after = model.ends()
+    if before:
+        fully_shard(before, mesh=mesh, **settings)
+    if after:
+        # Its backward pass comes right after its forward pass: freed, it would be gathered again at once.
+        fully_shard(after, mesh=mesh, **{**settings, "reshard_after_forward": False})
     fully_shard(model, mesh=mesh, **settings)
-    _gather_ahead(list(model.blocks.values()))
+    _gather_ahead(before[:1], list(model.blocks.values()), after[:1])
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is divided by the valid tokens of all ranks: gradients are added up, not averaged.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    if at_owners:
+        sum_at_owners(model)
 
 
-def _gather_ahead(blocks: list[nn.Module]) -> None:
-    """Each block's pass begins with ordering the weights of the block whose pass is next."""
+def _gather_ahead(before: list[nn.Module], blocks: list[nn.Module], after: list[nn.Module]) -> None:
+    """The pass of each unit begins with ordering the weights of the one whose pass is next."""
+    for unit, following in pairwise([*before, *blocks, *after]):
+        assert isinstance(unit, FSDPModule) and isinstance(following, FSDPModule)
+        unit.set_modules_to_forward_prefetch([following])
     for block, following in pairwise(blocks):
         assert isinstance(block, FSDPModule) and isinstance(following, FSDPModule)
-        block.set_modules_to_forward_prefetch([following])
         following.set_modules_to_backward_prefetch([block])
 
 

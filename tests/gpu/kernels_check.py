@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemorun.training import fp8, gating, loss, optimizer
+from nemorun.training import adapted, fp8, gating, loss, optimizer, reducing
 from nemorun.training.fp8 import E4M3, E5M2
 from tests.gpu.measuring import CUDA, DEVICE, HALF, failures, said, timed
 
@@ -57,7 +58,8 @@ def gates() -> None:
             leaf = both[part].float().requires_grad_()
             wanted = gating._plain(leaf, block)
             wanted.backward(grad[part].float())
-            inner = torch.ops.nemorun.gate(both, block)
+            inner, largest = torch.ops.nemorun.gate(both, block)
+            largest_is(inner, largest)
             line(
                 f"gate, blocks of {block}",
                 apart(inner[part], wanted.detach()),
@@ -65,7 +67,8 @@ def gates() -> None:
                 lambda both=both, block=block: torch.ops.nemorun.gate(both, block),
                 6 * inner.numel(),
             )
-            result = torch.ops.nemorun.gate_backward(both, grad, block)
+            result, largest = torch.ops.nemorun.gate_backward(both, grad, block)
+            largest_is(result, largest)
             assert leaf.grad is not None
             line(
                 f"gate's gradient, blocks of {block}",
@@ -76,11 +79,17 @@ def gates() -> None:
             )
 
 
+def largest_is(x: Tensor, largest: Tensor) -> None:
+    if largest.amax().to(x.dtype) != x.abs().amax():
+        failures.append("largest")
+        print(f"WRONG the largest magnitude is {x.abs().amax()}, not {largest.amax()}")
+
+
 def casts() -> None:
     for shape, kind in (((TOKENS, 2 * CHANNELS), E5M2), ((TOKENS, WIDTH), E4M3), (ODD, E4M3), (ODD, E5M2)):
         x = drawn(*shape)
         x[1, 2] = 1e-4
-        scale = fp8._scale(x, kind)
+        scale = fp8._scale(x.abs(), kind)
         wanted = fp8._cast(x, scale, kind)
         with said(f"cast {shape}"):
             whole, turned = torch.ops.nemorun.cast_whole_and_turned(x, scale, kind)
@@ -115,12 +124,24 @@ def tune() -> None:
     from nemorun.training import kernels
 
     x = drawn(TOKENS, 2 * CHANNELS)
-    scale = fp8._scale(x, E5M2)
+    scale = fp8._scale(x.abs(), E5M2)
     for tile in [(r, c, w) for r in (32, 64, 128) for c in (32, 64, 128, 256) for w in (4, 8)]:
         kernels.TILE = tile
         took = timed(lambda: torch.ops.nemorun.cast_whole_and_turned(x, scale, E5M2))
         alone = timed(lambda: torch.ops.nemorun.cast_turned(x, scale))
         print(f"cast in tiles of {tile}: {took:.3f} ms, only turned {alone:.3f} ms", flush=True)
+
+    y, xa, b = (
+        drawn(TOKENS // 2, 2 * CHANNELS),
+        drawn(TOKENS // 2, 32, seed=1),
+        drawn(2 * CHANNELS, 32, seed=2),
+    )
+    z, za, c = drawn(TOKENS // 2, CHANNELS), drawn(TOKENS // 2, 16, seed=1), drawn(16, CHANNELS, seed=2).t()
+    for tile in [(r, k, w) for r in (32, 64, 128) for k in (64, 128, 256) for w in (4, 8)]:
+        kernels.THIN_TILE = tile
+        took = timed(lambda: adapted.add_thin_product(y, xa, b))
+        turned = timed(lambda: adapted.add_thin_product(z, za, c))
+        print(f"thin product in tiles of {tile}: {took:.3f} ms, turned {turned:.3f} ms", flush=True)
 
 
 def losses() -> None:
@@ -161,6 +182,39 @@ def losses() -> None:
         print(f"      the product alone: {plain:.3f} ms", flush=True)
 
 
+def sums() -> None:
+    with said("gradients of two ranks added up"):
+        rows = drawn(2, 2 * CHANNELS * WIDTH)
+        reducing.add_up(rows, total := torch.empty(rows.shape[1], device=DEVICE))
+        error = apart(total, rows.sum(0, dtype=torch.float32))
+        line(
+            "gradients of two ranks added up",
+            error,
+            0.0,
+            lambda: reducing.add_up(rows, total),
+            8 * len(total),
+        )
+
+
+def thin_products() -> None:
+    for tokens, out, rank, turned in (
+        (TOKENS // 2, 2 * CHANNELS, 32, False),
+        (TOKENS // 2, WIDTH, 16, False),
+        (TOKENS // 2, CHANNELS, 16, True),
+        (ODD[0], ODD[1], 8, True),
+        (ODD[0], ODD[1], 48, False),
+    ):
+        name = f"thin product added ({tokens}, {out}), rank {rank}{', turned' * turned}"
+        with said(name):
+            y, xa = drawn(tokens, out), drawn(tokens, rank, seed=1)
+            b = drawn(rank, out, seed=2).t() if turned else drawn(out, rank, seed=2)
+            wanted = torch.addmm(y.float(), xa.float(), b.float().t())
+            error = apart(adapted.add_thin_product(y.clone(), xa, b), wanted)
+            line(name, error, 5e-3, partial(adapted.add_thin_product, y, xa, b), 4 * y.numel())
+            plain = timed(lambda y=y, xa=xa, b=b: y.addmm_(xa, b.t()))  # type: ignore[misc]
+            print(f"      by cuBLAS: {plain:.3f} ms", flush=True)
+
+
 def adam() -> None:
     shape = (2 * CHANNELS, WIDTH)
     p, g, m, v = (drawn(*shape, seed=i, dtype=torch.float32) for i in range(4))
@@ -192,6 +246,8 @@ def main() -> int:
     gates()
     casts()
     losses()
+    sums()
+    thin_products()
     adam()
     if "--tune" in sys.argv:
         tune()

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemorun.training.adapted import adapted_product
+from nemorun.training.adapted import Adapter, adapted_linear
 from nemorun.training.fp8 import E4M3, quantized, scaled_linear
 from tests.gpu.measuring import CUDA, DEVICE, HALF, failures, said, timed
 
@@ -52,15 +52,15 @@ def two_outputs(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def one_output(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return adapted_product(x, weight, F.linear(x, 2.0 * a), b)
+    return adapted_linear(x, weight, Adapter(2.0 * a, b))
 
 
 def frozen_float8(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return scaled_linear(x, weight, xa=F.linear(x, 2.0 * a), b=b)
+    return scaled_linear(x, weight, None, Adapter(2.0 * a, b))
 
 
 def quantized_once(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    return scaled_linear(x, weight, scale, F.linear(x, 2.0 * a), b)
+    return scaled_linear(x, weight, scale, Adapter(2.0 * a, b))
 
 
 def inputs(adapters: bool) -> tuple[list[Tensor], Tensor]:

@@ -26,8 +26,10 @@ from nemorun.training import (
     fp8,
     loop,
 )
+from nemorun.training.adapted import Adapter
 from nemorun.training.batch import Inputs
-from nemorun.training.fp8 import E4M3, E5M2, quantized, scaled_linear
+from nemorun.training.fp8 import E4M3, E5M2, quantized, scaled_gated, scaled_linear
+from nemorun.training.gating import gate
 from tests.training.forks import Forks
 from tests.training.ranks import metrics
 
@@ -102,32 +104,55 @@ def test_products_in_float8_are_those_of_the_quantized_numbers(product: None) ->
 
 def test_an_adapter_is_added_without_being_quantized(product: None) -> None:
     x, weight = drawn(16, 32, seed=1).bfloat16(), drawn(48, 32, seed=2).bfloat16()
-    xa, b = drawn(16, 4, seed=3).bfloat16(), drawn(48, 4, seed=4).bfloat16()
+    a, b = drawn(4, 32, seed=3).bfloat16(), drawn(48, 4, seed=4).bfloat16()
 
-    def plain(x: Tensor, xa: Tensor, b: Tensor) -> Tensor:
-        return scaled_linear(x, weight) + xa @ b.T
+    def plain(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return scaled_linear(x, weight) + x @ a.T @ b.T
 
-    def joined(x: Tensor, xa: Tensor, b: Tensor) -> Tensor:
-        return scaled_linear(x, weight, xa=xa, b=b)
+    def joined(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return scaled_linear(x, weight, adapter=Adapter(a, b))
 
-    for ours, theirs in zip(results(joined, x, xa, b), results(plain, x, xa, b), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=2**-6, atol=0.1)
+    def halved(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return scaled_linear(x, weight, adapter=Adapter(2 * a, b, x / 2))
+
+    for way in (joined, halved):
+        for ours, theirs in zip(results(way, x, a, b), results(plain, x, a, b), strict=True):
+            assert apart(ours, theirs) < 2**-6
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_a_gate_behind_a_product_changes_no_bit(product: None, adapts: bool) -> None:
+    x, weight = drawn(16, 32, seed=1).bfloat16(), drawn(64, 32, seed=2).bfloat16()
+    small = [drawn(4, 32, seed=3).bfloat16(), drawn(64, 4, seed=4).bfloat16()] if adapts else []
+
+    def apart(x: Tensor, weight: Tensor, *small: Tensor) -> Tensor:
+        y = gate(scaled_linear(x, weight, adapter=Adapter(*small) if small else None), 4)[0]
+        return scaled_linear(y, weight[:, :32])
+
+    def joined(x: Tensor, weight: Tensor, *small: Tensor) -> Tensor:
+        y, largest = scaled_gated(x, weight, 4, adapter=Adapter(*small) if small else None)
+        return scaled_linear(y, weight[:, :32], largest=largest)
+
+    for ours, theirs in zip(
+        results(joined, x, weight, *small), results(apart, x, weight, *small), strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_products_in_float8_are_compiled_whole() -> None:
     x, weight = drawn(2, 16, 64, seed=1).bfloat16(), drawn(32, 64, seed=2).bfloat16()
-    xa, b = drawn(2, 16, 4, seed=3).bfloat16(), drawn(32, 4, seed=4).bfloat16()
+    a, b = drawn(4, 64, seed=3).bfloat16(), drawn(32, 4, seed=4).bfloat16()
     compiled = torch.compile(scaled_linear, fullgraph=True)
     for ours, theirs in zip(results(compiled, x, weight), results(scaled_linear, x, weight), strict=True):
         assert apart(ours, theirs) < 1e-2
 
-    def adapted(x: Tensor, xa: Tensor, b: Tensor) -> Tensor:
-        return scaled_linear(x, weight, xa=xa, b=b)
+    def adapted(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return scaled_linear(x, weight, adapter=Adapter(a, b))
 
     compiled = torch.compile(adapted, fullgraph=True)
-    for ours, theirs in zip(results(compiled, x, xa, b), results(adapted, x, xa, b), strict=True):
+    for ours, theirs in zip(results(compiled, x, a, b), results(adapted, x, a, b), strict=True):
         assert apart(ours, theirs) < 1e-2
 
 

@@ -27,7 +27,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
 def test_the_operator_and_its_gradient_are_those_of_plain_operators(block: int) -> None:
     both, grad = drawn(6, 32, seed=1), drawn(6, 16, seed=2)
     results = []
-    for function in (gating._plain, gating._gate):
+    for function in (gating._plain, lambda *args: gating.gate(*args)[0]):
         leaf = both.clone().requires_grad_()
         inner = function(leaf, block)
         inner.backward(grad)
@@ -40,8 +40,14 @@ def test_the_operator_and_its_gradient_are_those_of_plain_operators(block: int) 
 
 def test_the_operator_keeps_the_rules_of_torchs_compiler() -> None:
     both = drawn(6, 32, seed=1).requires_grad_()
-    torch.library.opcheck(gating._gate, (both, 4))
-    torch.library.opcheck(gating._gate_backward, (both.detach(), drawn(6, 16, seed=2), 4))
+    torch.library.opcheck(gating.gate, (both, 4))
+    torch.library.opcheck(gating.gate_backward, (both.detach(), drawn(6, 16, seed=2), 4))
+
+
+def test_the_operators_tell_the_largest_of_what_they_give() -> None:
+    both, grad = drawn(300, 64, seed=1), drawn(300, 32, seed=2)
+    for result, largest in (gating.gate(both, 4), gating.gate_backward(both, grad, 4)):
+        assert len(largest) == 5 and largest.amax() == result.abs().amax().float()
 
 
 def test_selective_recomputation_keeps_the_scale_of_a_float8_tensor_and_no_other_maximum() -> None:
