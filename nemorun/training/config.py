@@ -215,6 +215,8 @@ class CheckpointConfig:
 
     interval: int = 1000
     """Steps between two checkpoints. 0: only at the end, and when the run is told to stop."""
+    last: bool = True
+    """Save the state after the last step. False: for runs that nobody goes on from."""
     keep_last: int = 3
     """Checkpoints kept; older ones are deleted."""
     keep_every: int = 0

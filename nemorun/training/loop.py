@@ -167,9 +167,9 @@ class Loop:
                 self.checkpointer.prepare()  # the optimizer has its moments now
             done = self.step == end
             stop = result.told_to_stop and not done
-            saves = done or stop or _due(self.step, self.checkpoint.interval)
+            saves = stop or (done and self.checkpoint.last) or _due(self.step, self.checkpoint.interval)
             # Before each save, too: a checkpoint must not hold what came of a loss that is no number.
-            if saves or self.step == 1 or _due(self.step, self.config.log_interval):
+            if done or saves or self.step == 1 or _due(self.step, self.config.log_interval):
                 values = self._numbers(result) | speed.numbers(clock.lap(self.step, self.tokens))
                 values["data_wait"] = clock.data_wait
                 (values["peak_memory_gib"],) = self.ranks.max(peak_memory_gib(self.ranks.device))

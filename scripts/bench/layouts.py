@@ -1,90 +1,121 @@
 #!/usr/bin/env python3
-"""Full-size models for a few steps under every kind of parallelism that two GPUs can show.
+"""Full-size models for a few steps under every kind of parallelism that two GPUs can show, by `nemorun run`.
 
     python scripts/bench/layouts.py                    Llama 3.1 8B and Mixtral 8x7B, on two GPUs
     python scripts/bench/layouts.py --rows fsdp2 tp2   some
+    python scripts/bench/layouts.py --smoke            tiny ones, on the CPU, to try the script
 
-The same weights (by seed) and the same tokens everywhere, so the losses must agree; bf16 leaves them some
-thousandths apart. Prints losses, speed and peak memory, and the largest difference from the first row.
+Within a family all rows begin with the same weights (by seed) and read the same text, so losses and norms
+must agree: bfloat16 leaves them some thousandths apart, and a mixture whose router knows nothing yet some
+hundredths, because rounding sends tokens to other experts. Ends with 1 where a row fails or differs by more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from train import LORA, start
-
-MIXTRAL = {
-    "hidden_size": 4096,
-    "num_layers": 32,
-    "num_attention_heads": 32,
-    "num_query_groups": 8,
-    "ffn_hidden_size": 14336,
-    "vocab_size": 32000,
-    "rope_theta": 1e6,
-    "num_experts": 8,
-    "lora": {**LORA, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]},
-}
-DENSE = {
-    "model": {},
-    "length": 4096,
-    "optim": {"moments": "bf16", "warmup_steps": 2},
-    "trainer": {"recompute": "full"},
-}
-EXPERTS = {"model": MIXTRAL, "length": 2048, "optim": {"warmup_steps": 2}, "trainer": {"recompute": "full"}}
-#: Four sequences a step in all.
-ROWS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "fsdp2": ("llama", {}, 2),
-    "tp2": ("llama", {"tensor_parallel": 2}, 4),
-    "pp2": ("llama", {"pipeline_parallel": 2}, 4),
-    "cp2": ("llama", {"context_parallel": 2}, 4),
-    "mixtral fsdp2": ("mixtral", {}, 2),
-    "mixtral ep2": ("mixtral", {"expert_parallel": 2}, 2),
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHORT = (
+    "trainer.val_batches=0 trainer.log_interval=1 trainer.recompute=full optim.warmup_steps=2 "
+    "data.global_batch_size=4 data.micro_batch_size=1 checkpoint.interval=0 checkpoint.last=False"
+)
+PRETRAIN = "llama3_8b_pretrain data.seq_length=4096 optim.moments=bf16 trainer.reshard_after_forward=True"
+LLAMA, MIXTRAL = (
+    f"{name}_finetune data_path=nemorun:examples tokenizer_path=bytes data.val_data=null"
+    for name in ("llama3_8b", "mixtral_8x7b")
+)
+ONE = "parallelism.tensor_parallel=1 parallelism.pipeline_parallel=1"
+#: family, by how much its losses may differ, GPUs, arguments
+ROWS: dict[str, tuple[str, float, int, str]] = {
+    "fsdp2": ("pretrain", 0.02, 2, PRETRAIN),
+    "tp2": ("pretrain", 0.02, 2, f"{PRETRAIN} parallelism.tensor_parallel=2"),
+    "pp2": ("pretrain", 0.02, 2, f"{PRETRAIN} parallelism.pipeline_parallel=2"),
+    "cp2": ("pretrain", 0.02, 2, f"{PRETRAIN} parallelism.context_parallel=2"),
+    "lora": ("finetune", 0.02, 1, f"{LLAMA} {ONE}"),
+    "lora fsdp2": ("finetune", 0.02, 2, f"{LLAMA} {ONE}"),
+    "lora tp2": ("finetune", 0.02, 2, f"{LLAMA} {ONE} parallelism.tensor_parallel=2"),
+    "mixtral fsdp2": ("mixture", 0.1, 2, f"{MIXTRAL} {ONE} parallelism.expert_parallel=1"),
+    "mixtral ep2": ("mixture", 0.1, 2, f"{MIXTRAL} {ONE} parallelism.expert_parallel=2"),
 }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--layers", type=int, help="fewer layers, to try the script")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--smoke", action="store_true", help="tiny models, on the CPU")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="more for all rows")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
+    failed = False
     for name in arguments.rows:
-        family, parallelism, micro_batches = ROWS[name]
-        row = {
-            **(DENSE if family == "llama" else EXPERTS),
-            "parallelism": parallelism,
-            "rows": 1,
-            "micro_batches": micro_batches,
-            "steps": arguments.steps,
-            "layers": arguments.layers,
-            "set": [],
-            "trace": None,
-            "floor": False,
-            "losses": True,
-        }
-        results[name] = found = start(row, 2)
-        first = next(results[n] for n in results if ROWS[n][0] == family)
+        family, bound, gpus, words = ROWS[name]
+        more = [f"num_gpus={gpus}", f"max_steps={arguments.steps}", *arguments.set]
+        more += ["--smoke"] if arguments.smoke else []
+        found = results[name] = run([*words.split(), *SHORT.split(), *more])
         if "error" in found:
-            print(f"{name:<14} {found['error'][-1500:]}", flush=True)
+            print(found["error"], flush=True)
+            failed = True
             continue
+        first = next(r for n, r in results.items() if ROWS[n][0] == family and "error" not in r)
         apart = max(abs(a - b) for a, b in zip(found["losses"], first["losses"], strict=True))
-        losses = " ".join(f"{loss:.4f}" for loss in found["losses"])
+        too_far = apart > bound and not arguments.smoke  # a smoke run's batch depends on its ranks
+        failed |= too_far
         print(
-            f"{name:<14} {found['tokens_per_second_per_gpu']:>8,.0f} tokens/s/GPU {found['gib']:>5.1f} GiB  "
-            f"differs by {apart:.4f}  losses {losses}  norms {' '.join(f'{n:.3f}' for n in found['norms'])}",
+            f"{name:<14} losses {shown(found['losses'])}  norms {shown(found['norms'])}  "
+            f"apart by {apart:.4f}{' TOO FAR' * too_far}  "
+            f"{found['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU  {found['peak_memory_gib']:.1f} GiB",
             flush=True,
         )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1))
+    return 1 if failed else 0
+
+
+def shown(numbers: list[float]) -> str:
+    return " ".join(f"{number:.4f}" for number in numbers)
+
+
+def run(words: list[str]) -> dict[str, Any]:
+    """One `nemorun run`; what its metrics say."""
+    print(f"nemorun run {shlex.join(words)} --executor local", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "nemorun", "run", *words, "--executor", "local"],
+            cwd=folder,
+            env={
+                **os.environ,
+                "NEMORUN_HOME": folder,
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            return {"error": f"exit code {done.returncode}: {done.stdout[-3000:]}"}
+        (metrics,) = Path(folder).glob("experiments/*/tasks/*/results/metrics.jsonl")
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    return {
+        "losses": [line["loss"] for line in steps],
+        "norms": [line["grad_norm"] for line in steps],
+        "tokens_per_second_per_gpu": steps[-1]["tokens_per_second_per_gpu"],
+        "peak_memory_gib": steps[-1]["peak_memory_gib"],
+    }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -102,6 +102,17 @@ def test_the_last_save_must_not_fail(tmp_path: Path, data: dict[str, str]) -> No
     assert checkpoints(folder) == ["step-00000002"]
 
 
+def test_a_run_that_nobody_goes_on_from_saves_nothing_at_its_end(
+    tmp_path: Path, data: dict[str, str]
+) -> None:
+    folder, trainer = tmp_path / "results", {"max_steps": 3, "log_interval": 10}
+    train(folder, 1, trainer=trainer, data=data, checkpoint={"interval": 0, "last": False})
+    assert not (folder / "checkpoints").exists()
+    assert "loss" in metrics(folder)[3]
+    train(folder, 1, trainer=trainer, data=data, checkpoint={"interval": 2, "last": False})
+    assert checkpoints(folder) == ["step-00000002"]
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_gradient_that_is_no_number_stops_the_run_with_its_batch_saved(
     tmp_path: Path, data: dict[str, str], policy: str
