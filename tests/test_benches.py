@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 BENCHES = Path(__file__).parents[1] / "scripts" / "bench"
+TINY: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "ffn_hidden_size": 128,
+    "seq_length": 32,
+    "vocab_size": 97,
+}
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHES))
+    import train
+
+    return train
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    return {"rows": 2, "steps": 3, "layers": None, "model": {**TINY, **changes}}
 
 
 @pytest.mark.slow
@@ -20,3 +45,59 @@ def test_layouts_are_run_by_the_command_that_it_prints() -> None:
     assert printed.startswith("nemorun run llama3_8b_finetune ") and printed.endswith(" --executor local")
     assert "parallelism.tensor_parallel=2" in printed
     assert row.startswith("lora tp2 ") and "apart by 0.0000" in row
+
+
+def test_the_peer_of_a_lora_row_trains_as_many_adapters_as_ours(
+    train: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from nemorun.llm import GPTModel
+
+    row = tiny(lora=train.LORA)
+    config = train.model_config(row)
+    peer = train.peer.with_adapters(config, torch.device("cpu"))
+    trained = {name: p.numel() for name, p in peer.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained) and len(trained) == 2 * 7 * TINY["num_layers"]
+    ours = sum(p.numel() for p in GPTModel(config).parameters() if p.requires_grad)
+    assert sum(trained.values()) == ours
+
+    monkeypatch.setenv("RANK", "0")
+    train.peer.train(row, config)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert math.isfinite(found["loss"]) and found["trained"] == ours
+    assert "peft" in found["how"] and "2 x 32 a GPU, sdpa, every layer recomputed" in found["how"]
+    assert f"ours/peer  2.00 {found['jitter']:>10.3f}" in train.peer.line(
+        found, 2 * found["tokens_per_second_per_gpu"]
+    )
+
+
+@pytest.mark.slow
+def test_the_peer_of_a_pretraining_row_trains_all_weights_on_two_ranks(train: ModuleType) -> None:
+    found = train.peer.beside(tiny(), 2, train.start)
+    assert "error" not in found, found
+    assert math.isfinite(found["loss"]) and found["rows"] == 2
+    assert found["trained"] == train.model_config(tiny()).num_parameters()
+
+
+def test_a_peer_that_cannot_run_says_why(train: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer, tried = train.peer, []
+
+    def start(row: dict[str, Any], gpus: int) -> dict[str, Any]:
+        tried.append(row["rows"])
+        return {"error": said if row["rows"] > 1 else then}
+
+    full = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 8 GiB\n[rank0] left"
+    said = then = full
+    found = peer.beside(tiny(), 2, start)
+    assert peer.line(found, 1.0).endswith("one sequence a GPU does not fit into its memory") and tried == [
+        2,
+        1,
+    ]
+    then = "Traceback\nRuntimeError: no such kernel\nleft"
+    assert peer.beside(tiny(), 2, start)["error"] == "failed: RuntimeError: no such kernel"
+
+    installed = peer.find_spec
+    monkeypatch.setattr(peer, "find_spec", lambda name: None if name == "peft" else installed(name))
+    assert peer.beside(tiny(lora=train.LORA), 1, start)["error"] == "not run: peft not installed"
+    assert tried == [2, 1, 2, 1]

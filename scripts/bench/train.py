@@ -4,6 +4,7 @@
     python scripts/bench/train.py                        every row that this machine's GPUs can hold
     python scripts/bench/train.py --rows pretrain lora   some
     python scripts/bench/train.py --steps 20 --json train.json
+    python scripts/bench/train.py --peer                 with what Hugging Face's users run beside ours
 
 The floor of a row is the time of its matrix products and its attention alone, forward and backward, at its
 shapes and in its precision. Each row runs in processes of its own, through the loop that `nemorun run` uses.
@@ -21,7 +22,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import peer
+
+if TYPE_CHECKING:
+    from nemorun.llm import GPTConfig
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 if __name__ == "__main__":
@@ -63,15 +69,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after 5 that are not")
     parser.add_argument("--layers", type=int, help="fewer layers, to try the script")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="change all rows"
+        "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="change all rows of ours"
     )
     parser.add_argument("--trace", metavar="FILE", help="write a profile of one step of the first row")
     parser.add_argument("--no-floor", action="store_true", help="do not measure the limits")
+    parser.add_argument(
+        "--peer",
+        action="store_true",
+        help=f"run what Hugging Face's users run beside {', '.join(peer.ROWS)}, as far as it is installed; "
+        "without it the bench stays within 8 minutes",
+    )
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank:
-        train(json.loads(arguments.rank))
+        row = json.loads(arguments.rank)
+        (peer.train if row.get("peer") else train)(row, model_config(row))
         return
     import torch
 
@@ -80,7 +93,10 @@ def main() -> None:
         row = {**ROWS[name], "steps": arguments.steps, "layers": arguments.layers, "set": arguments.set}
         row["trace"] = arguments.trace if name == arguments.rows[0] else None
         row["floor"] = not arguments.no_floor
-        results["rows"][name] = found = start(row, row["gpus"] or torch.cuda.device_count())
+        gpus = row["gpus"] or torch.cuda.device_count()
+        results["rows"][name] = found = start(row, gpus)
+        if arguments.peer and name in peer.ROWS:
+            found["peer"] = peer.beside(row, gpus, start)
         print(f"{name}: {json.dumps(found)}", flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=1))
@@ -96,12 +112,14 @@ def table(results: dict[str, Any]) -> str:
     for name, row in results["rows"].items():
         if "error" in row:
             lines.append(f"{name:<22} {row['error'][-200:]}")
-            continue
-        floor, speed = row.get("floor"), row["tokens_per_second_per_gpu"]
-        lines.append(
-            f"{name:<22} {speed:>12,.0f} {floor or 0:>8,.0f} {speed / floor if floor else 0:>6.2f} "
-            f"{row['jitter']:>10.3f} {row['gib']:>6.1f} {row['first_step_s']:>8.1f} s"
-        )
+        else:
+            floor, speed = row.get("floor"), row["tokens_per_second_per_gpu"]
+            lines.append(
+                f"{name:<22} {speed:>12,.0f} {floor or 0:>8,.0f} {speed / floor if floor else 0:>6.2f} "
+                f"{row['jitter']:>10.3f} {row['gib']:>6.1f} {row['first_step_s']:>8.1f} s"
+            )
+        if "peer" in row:
+            lines.append(peer.line(row["peer"], row.get("tokens_per_second_per_gpu")))
     return "\n".join(lines)
 
 
@@ -142,12 +160,23 @@ def start(row: dict[str, Any], gpus: int) -> dict[str, Any]:
 # --- what each rank does ---
 
 
-def train(row: dict[str, Any]) -> None:
+def model_config(row: dict[str, Any]) -> GPTConfig:
+    from nemorun.llm import GPTConfig
+    from nemorun.llm.config import LoraConfig
+
+    shape = {**LLAMA_8B, **row.get("model", {})}
+    if row["layers"]:
+        shape["num_layers"] = row["layers"]
+    if "lora" in shape:
+        shape["lora"] = LoraConfig(**shape["lora"])
+    return GPTConfig(**shape)
+
+
+def train(row: dict[str, Any], config: GPTConfig) -> None:
     import torch
     from kernels import kernel_table
 
-    from nemorun.llm import GPTConfig, GPTModel
-    from nemorun.llm.config import LoraConfig
+    from nemorun.llm import GPTModel
     from nemorun.training.config import (
         CheckpointConfig,
         LogConfig,
@@ -158,17 +187,11 @@ def train(row: dict[str, Any]) -> None:
     from nemorun.training.distributed import join
     from nemorun.training.loop import Loop
 
-    shape = {**LLAMA_8B, **row.get("model", {})}
-    if row["layers"]:
-        shape["num_layers"] = row["layers"]
-    if "lora" in shape:
-        shape["lora"] = LoraConfig(**shape["lora"])
     parts = {k: dict(row.get(k, {})) for k in ("trainer", "optim", "parallelism")}
     for change in row["set"]:
         path, _, value = change.partition("=")
         part, _, name = path.partition(".")
         parts[part][name] = json.loads(value)
-    config = GPTConfig(**shape)
     steps = row["steps"] + 5
     trainer = TrainerConfig(
         max_steps=steps, devices=row["gpus"], log_interval=10, val_batches=0, **parts["trainer"]
