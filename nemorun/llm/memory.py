@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 GIB = 2**30
-OUTSIDE = 1.5 * GIB
+OUTSIDE = 2.0 * GIB
 """What a GPU holds beside torch's allocator: CUDA's context and kernels, NCCL's buffers. On H100s and H200s
-it was 1.3 GiB with one GPU and 1.6 with two (docs/performance.md); `scripts/bench/memory.py` prints it."""
+it was 1.3 GiB with one GPU and 2.0 with two (docs/performance.md); `scripts/bench/memory.py` prints it."""
 WORKSPACE = 2 * 32 * 2**20
 """cuBLAS's own, of the thread that goes forward and the one that goes backward: 32 MiB each on Hopper (its
 documentation, CUBLAS_WORKSPACE_CONFIG). They are taken from torch's allocator."""

@@ -29,6 +29,7 @@ class _Batch(Protocol):
     tokens: Tensor
     labels: Tensor
     positions: Tensor | None
+    padding: Tensor | None
 
 
 class NanGuard:
@@ -106,9 +107,10 @@ class NanGuard:
         if not self._ranks.all(problem is None):
             return f"Its batch could not be saved in {folder}" + (f": {problem}" if problem else "")
         return (
-            f"Its batch is saved in {folder} (torch.load: for each micro-batch its tokens, labels, positions)"
+            f"Its batch is saved in {folder} (torch.load: of each micro-batch tokens, labels, positions, "
+            "padding)"
         )
 
 
 def _as_dict(batch: _Batch) -> dict[str, Any]:
-    return {"tokens": batch.tokens, "labels": batch.labels, "positions": batch.positions}
+    return {name: getattr(batch, name) for name in ("tokens", "labels", "positions", "padding")}

@@ -39,9 +39,10 @@ ROWS: dict[str, tuple[str, float, int, str]] = {
     "tp2": ("pretrain", 0.02, 2, f"{PRETRAIN} parallelism.tensor_parallel=2"),
     "pp2": ("pretrain", 0.02, 2, f"{PRETRAIN} parallelism.pipeline_parallel=2"),
     "cp2": ("pretrain", 0.02, 2, f"{PRETRAIN} parallelism.context_parallel=2"),
-    "lora": ("finetune", 0.02, 1, f"{LLAMA} {ONE}"),
-    "lora fsdp2": ("finetune", 0.02, 2, f"{LLAMA} {ONE}"),
-    "lora tp2": ("finetune", 0.02, 2, f"{LLAMA} {ONE} parallelism.tensor_parallel=2"),
+    # the mean is over 844 answer tokens a step, and so noisier than over 16,384
+    "lora": ("finetune", 0.05, 1, f"{LLAMA} {ONE}"),
+    "lora fsdp2": ("finetune", 0.05, 2, f"{LLAMA} {ONE}"),
+    "lora tp2": ("finetune", 0.05, 2, f"{LLAMA} {ONE} parallelism.tensor_parallel=2"),
     "mixtral fsdp2": ("mixture", 0.1, 2, f"{MIXTRAL} {ONE} parallelism.expert_parallel=1"),
     "mixtral ep2": ("mixture", 0.1, 2, f"{MIXTRAL} {ONE} parallelism.expert_parallel=2"),
 }

@@ -76,6 +76,13 @@ MEASURED = {
     ),
     "LoRA, selective": (41.7, a_run(replace(LLAMA, lora=LORA), 1, 8192, trainer=SELECTIVE), 0),
     "LoRA, full": (20.6, a_run(replace(LLAMA, lora=LORA), 1, 8192), 0),
+    "LoRA, 2,048 tokens": (17.0, a_run(replace(LLAMA, lora=LORA), 1, 2048, 4, OptimConfig()), 0),
+    "LoRA, FSDP2 x 2": (11.2, a_run(replace(LLAMA, lora=LORA), 2, 2048, 2, OptimConfig()), 0),
+    "LoRA, TP2": (
+        10.5,
+        a_run(replace(LLAMA, lora=LORA), 2, 2048, 4, OptimConfig(), tensor_parallel=2),
+        0,
+    ),
     "packed": (75.0, a_run(rows=2, optim=OptimConfig(), trainer=SELECTIVE), 0),
     "packed, weights kept": (112.2, a_run(rows=4, optim=OptimConfig(), trainer=KEPT), 0),
     "selective": (98.2, a_run(rows=2, length=8192, optim=OptimConfig(), trainer=SELECTIVE), 0),

@@ -6,15 +6,14 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from nemorun.training import TrainingError
 from nemorun.training import progress as progress_module
+from nemorun.training.batch import Batch
 from nemorun.training.distributed import Ranks
 from nemorun.training.nan import NanGuard
 from nemorun.training.progress import Clock, step_line
@@ -115,13 +114,6 @@ def test_what_is_no_spike_is_not_noticed() -> None:
     assert list(lasting) == [31]  # and then it is how things are
 
 
-@dataclass
-class Batch:
-    tokens: Tensor
-    labels: Tensor
-    positions: Tensor | None = None
-
-
 class Alone(Ranks):
     def all(self, true: bool) -> bool:
         return true
@@ -132,7 +124,8 @@ def guard(policy: str, folder: Path) -> NanGuard:
 
 
 def batches(step: int) -> list[Batch]:
-    return [Batch(torch.full((1, 4), step), torch.full((1, 4), step + 1)) for _ in range(2)]
+    padding = torch.tensor([[False, False, True, True]])
+    return [Batch(torch.full((1, 4), step), torch.full((1, 4), step + 1), padding=padding) for _ in range(2)]
 
 
 def test_a_gradient_that_is_no_number_stops_the_run_with_its_batch_saved(tmp_path: Path) -> None:
@@ -147,6 +140,7 @@ def test_a_gradient_that_is_no_number_stops_the_run_with_its_batch_saved(tmp_pat
     saved = torch.load(tmp_path / "nan-step-2" / "rank-00000.pt", weights_only=True)
     assert [batch["tokens"].tolist() for batch in saved] == [[[2] * 4]] * 2
     assert saved[0]["labels"].tolist() == [[3] * 4] and saved[0]["positions"] is None
+    assert saved[0]["padding"].tolist() == [[False, False, True, True]]
 
 
 def test_single_steps_are_left_out_and_many_in_a_row_are_not(
