@@ -65,25 +65,28 @@ class Linear(nn.Module):
 
         `largest`: magnitudes whose greatest is the greatest in x, where they are known.
         """
-        weight, adapter = local(self.weight).to(x.dtype), self._adapter(x)
+        weight, adapter = local(self.weight), self._adapter(x)
         if self._in_float8(x, weight):
-            return scaled_linear(x, *self._float8(weight), adapter, largest)
+            return scaled_linear(x, *self._float8(weight, x.dtype), adapter, largest)
+        weight = weight.to(x.dtype)
         return F.linear(x, weight) if adapter is None else adapted_linear(x, weight, adapter)
 
     def gated(self, x: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
         """silu(gate) x up of the output, where they stand in turns of `block`; and its `largest`."""
-        weight = local(self.weight).to(x.dtype)
-        if self._in_float8(x, weight):
-            weight, scale = self._float8(weight)
-            return scaled_gated(x, weight, block, scale, self._adapter(x))
-        return gated(self(x), block), None
+        weight = local(self.weight)
+        if not self._in_float8(x, weight):
+            return gated(self(x), block), None
+        weight, scale = self._float8(weight, x.dtype)
+        return scaled_gated(x, weight, block, scale, self._adapter(x))
 
     def _in_float8(self, x: Tensor, weight: Tensor) -> bool:
         return self.float8 and fits(x, weight)
 
-    def _float8(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The weight, in e4m3 and with its scale where it is quantized once."""
-        return (weight, None) if self.float8_weight is None else (self.float8_weight, self.float8_scale)
+    def _float8(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The weight in `dtype`; or, where it is quantized once, in e4m3 and with its scale."""
+        if self.float8_weight is None:
+            return weight.to(dtype), None
+        return self.float8_weight, self.float8_scale
 
     def _adapter(self, x: Tensor) -> Adapter | None:
         if not self.adapted:
