@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -61,16 +62,27 @@ def both_ways(world: int, settings: dict[str, Any], replicate: int) -> None:
             torch.testing.assert_close(own[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
-@pytest.mark.parametrize(
-    ("world", "replicate", "strategy"), [(2, 1, "fsdp"), (4, 1, "fsdp"), (4, 2, "fsdp"), (2, 1, "ddp")]
-)
-def test_owners_add_up_the_same(world: int, replicate: int, strategy: str, precision: str) -> None:
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
     forks = Forks()
-    try:
-        forks.check(both_ways, world, world, {"precision": precision, "strategy": strategy}, replicate)
-    finally:
-        forks.close()
+    yield forks
+    forks.close()
+
+
+@pytest.mark.parametrize(
+    ("world", "replicate", "strategy", "precision"),
+    [
+        (2, 1, "fsdp", "fp32"),
+        (2, 1, "fsdp", "bf16-mixed"),
+        (2, 1, "ddp", "bf16-mixed"),
+        (4, 1, "fsdp", "bf16-mixed"),
+        (4, 2, "fsdp", "bf16-mixed"),
+    ],
+)
+def test_owners_add_up_the_same(
+    forks: Forks, world: int, replicate: int, strategy: str, precision: str
+) -> None:
+    forks.check(both_ways, world, world, {"precision": precision, "strategy": strategy}, replicate)
 
 
 def test_a_sum_is_rounded_once() -> None:
