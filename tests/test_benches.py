@@ -37,14 +37,48 @@ def tiny(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_layouts_are_run_by_the_command_that_it_prints() -> None:
-    command = [sys.executable, BENCHES / "layouts.py", "--smoke", "--rows", "lora tp2"]
+def test_layouts_are_run_by_the_command_that_it_prints_and_compared(tmp_path: Path) -> None:
+    file = tmp_path / "layouts.json"
+    command = [sys.executable, BENCHES / "layouts.py", "--smoke", "--layers", "1", "--json", file]
+    command += ["--rows", "lora", "lora tp2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    printed, row = done.stdout.splitlines()
-    assert printed.startswith("nemorun run llama3_8b_finetune ") and printed.endswith(" --executor local")
-    assert "parallelism.tensor_parallel=2" in printed
-    assert row.startswith("lora tp2 ") and "apart by 0.0000" in row
+    first, one, second, other, *table = done.stdout.splitlines()
+    for printed in (first, second):
+        assert printed.startswith("nemorun run llama3_8b_finetune ") and printed.endswith(" --executor local")
+    assert "parallelism.tensor_parallel=2" in second and "model.num_layers=1" in second
+    assert one.startswith("lora  ") and other.startswith("lora tp2 ") and len(table) == 3
+    rows = json.loads(file.read_text())
+    assert [row["command"] for row in rows.values()] == [first, second]
+    assert rows["lora"]["apart"] == 0 < rows["lora tp2"]["apart"] <= rows["lora tp2"]["bound"] == 1e-4
+
+
+def test_layouts_that_fail_or_are_too_far_apart_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHES))
+    import layouts
+
+    def ends_with(*rows: dict[str, Any]) -> tuple[int, str]:
+        names = ["fsdp2", "tp2", "mixtral fsdp2", "mixtral ep2"][: len(rows)]
+        found = iter(rows)
+        monkeypatch.setattr(layouts, "run", lambda _: next(found))
+        monkeypatch.setattr(sys, "argv", ["layouts.py", "--rows", *names])
+        return layouts.main(), capsys.readouterr().out
+
+    def a_row(*losses: float) -> dict[str, Any]:
+        numbers = {"losses": list(losses), "norms": [1.0, 1.0]}
+        return {**numbers, "tokens_per_second_per_gpu": 1000.0, "peak_memory_gib": 10.0}
+
+    # each family has its own first row and its own bound
+    assert ends_with(a_row(9.0, 8.0), a_row(9.0, 8.01), a_row(7.0, 6.0), a_row(7.0, 6.09))[0] == 0
+    code, told = ends_with(a_row(9.0, 8.0), a_row(9.03, 8.0))
+    assert code == 1 and "apart by 0.0300 TOO FAR" in told and told.count("TOO FAR") == 2
+    assert ends_with(a_row(9.0, 8.0), a_row(9.0, math.nan))[0] == 1
+    # what fails is no row to compare with
+    code, told = ends_with({"error": "exit code 1: no memory"}, a_row(9.0, 8.0))
+    assert code == 1 and "fsdp2          exit code 1: no memory" in told and "apart by 0.0000  " in told
+    assert "fsdp2          failed" in told
 
 
 def test_the_peer_of_a_lora_row_trains_as_many_adapters_as_ours(
