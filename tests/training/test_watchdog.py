@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nemorun.training import TrainerConfig
 from nemorun.training.distributed import join
 from nemorun.training.watchdog import Place, Watchdog, diagnosis
+from tests.gpu import hang_check
 from tests.training.forks import Forks
 
 DATA, BACKWARD, LOG = (
@@ -97,3 +102,52 @@ def test_one_rank_alone_is_watched_as_well(forks: Forks, tmp_path: Path) -> None
     assert outcome.code == 1
     assert "in turn_for_ever" in outcome.output
     assert "hang: the only rank has been in 'data' of step 1 for" in outcome.output
+
+
+@pytest.mark.slow
+def test_the_program_that_lets_ranks_hang_on_gpus_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, hang_check.__file__, "--cpu"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok ") == len(hang_check.WAYS) == 4
+
+
+def records(states: list[str]) -> dict[str, Any]:
+    """What a rank's NCCL writes: exchanges that came to `states`, in the form of torch's flight recorder."""
+    entry = {
+        "process_group": ("0", "default_pg"),
+        "profiling_name": "nccl:all_reduce",
+        "p2p_seq_id": 0,
+        "is_p2p": False,
+        "frames": [{"filename": "loop.py", "line": 3, "name": "step"}],
+        **{name: [[4]] for name in ("input_sizes", "output_sizes")},
+        **{name: ["Float"] for name in ("input_dtypes", "output_dtypes")},
+        **dict.fromkeys(("pg_id", "time_created_ns", "timeout_ms"), 0),
+    }
+    entries = [
+        {
+            **entry,
+            "record_id": i,
+            "op_id": i + 1,
+            "collective_seq_id": i + 1,
+            "state": state,
+            "retired": False,
+        }
+        for i, state in enumerate(states)
+    ]
+    groups = {"0": {"name": "0", "desc": "default_pg", "ranks": "[0, 1]"}}
+    return {"version": "2.10", "pg_config": groups, "entries": entries}
+
+
+def test_records_of_exchanges_are_looked_at_as_torch_reads_them(tmp_path: Path) -> None:
+    def write(*ranks: Any) -> str:
+        for number, found in enumerate(ranks):
+            (tmp_path / f"nccl_trace_rank_{number}").write_bytes(pickle.dumps(found))
+        return hang_check.recorded(tmp_path)
+
+    assert write(records(["completed", "started"])) == "no nccl_trace_rank_1"
+    assert not write(records(["completed", "started"]), records(["completed"]))
+    assert "nothing under way: ['completed']" in write(records(["completed"]), records(["completed"]))
+    unread = {"entries": records(["started"])["entries"]}  # torch's reader wants the groups as well
+    assert write(unread, unread).startswith("torchfrtrace does not read them: ")
