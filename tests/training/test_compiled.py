@@ -60,7 +60,12 @@ def test_a_compiled_model_learns_the_same_in_float8(
                 lora=LoraConfig(enabled=lora, rank=4),
             ),
             TrainerConfig(
-                max_steps=2, accelerator="cpu", precision="fp8-mixed", compile=compiled, recompute=recompute
+                max_steps=2,
+                accelerator="cpu",
+                precision="fp8-mixed",
+                compile=compiled,
+                recompute=recompute,
+                val_batches=0,  # which would be compiled, too
             ),
             DataConfig(path=tmp_path / "text.txt", global_batch_size=2),
             OptimConfig(lr=1e-3, warmup_steps=1),

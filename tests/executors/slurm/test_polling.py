@@ -230,10 +230,10 @@ def test_never_submitted(bench: SlurmBench) -> None:
     assert (status.state, status.reason) == (JobState.FAILED, Reason.NOT_SUBMITTED)
     # somebody is just submitting it
     bench.on_login(f"mkdir -p {folder(bench)}; cd {folder(bench)}; echo never - > submit.lock")
-    (holder,) = bench.on_login(
-        f"cd {folder(bench)}; (flock 9; echo held; exec sleep 60 >/dev/null 2>&1) 9>submit.lock & "
-        "echo $!; until ! flock -n submit.lock true; do :; done"
-    ).split()[:1]
+    holder = bench.on_login(
+        f"cd {folder(bench)}; (flock 9; : > held; exec sleep 600 >/dev/null 2>&1) 9>submit.lock & "
+        "echo $!; until [ -e held ]; do :; done"
+    )
     forget()
     assert poll(bench, ref)[0].state is JobState.PENDING
     bench.on_login(f"kill {holder}")
