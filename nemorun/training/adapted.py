@@ -32,12 +32,14 @@ class Adapter(NamedTuple):
     dropped: Tensor | None = None
     """What it sees instead of x [..., D], where some of that is dropped."""
 
+    def of_rows(self) -> Adapter:
+        """The same for x [T, D]."""
+        return self if self.dropped is None else self._replace(dropped=self.dropped.flatten(0, -2))
+
 
 def adapted_linear(x: Tensor, weight: Tensor, adapter: Adapter) -> Tensor:
     """x [..., D], weight [O, D] (frozen) -> [..., O], all of one type."""
-    a, b, dropped = adapter
-    rows = None if dropped is None else dropped.flatten(0, -2)
-    y: Tensor = _AdaptedLinear.apply(x.flatten(0, -2), weight, a, b, rows)
+    y: Tensor = _AdaptedLinear.apply(x.flatten(0, -2), weight, *adapter.of_rows())
     return y.view(*x.shape[:-1], -1)
 
 

@@ -60,9 +60,7 @@ def scaled_gated(
 
 
 def _tensors(adapter: Adapter | None) -> tuple[Tensor | None, ...]:
-    if adapter is None:
-        return None, None, None
-    return adapter.a, adapter.b, None if adapter.dropped is None else adapter.dropped.flatten(0, -2)
+    return (None, None, None) if adapter is None else adapter.of_rows()
 
 
 def require_float8(device: torch.device) -> None:

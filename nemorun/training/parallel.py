@@ -35,7 +35,7 @@ from nemorun.training.layout import Layout, submesh
 from nemorun.training.model import TrainableModel
 from nemorun.training.optimizer import part
 from nemorun.training.progress import say
-from nemorun.training.reducing import on_one_node, sum_at_owners
+from nemorun.training.reducing import SumAtOwner, on_one_node
 from nemorun.training.tensor_parallel import Region
 
 
@@ -256,13 +256,14 @@ def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None
         fully_shard(after, mesh=mesh, **{**settings, "reshard_after_forward": False})
     fully_shard(model, mesh=mesh, **settings)
     _gather_ahead(before[:1], list(model.blocks.values()), after[:1])
+    summing = SumAtOwner()
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is divided by the valid tokens of all ranks: gradients are added up, not averaged.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    if at_owners:
-        sum_at_owners(model)
+            if at_owners:
+                module.set_custom_reduce_scatter(summing)
 
 
 def _gather_ahead(before: list[nn.Module], blocks: list[nn.Module], after: list[nn.Module]) -> None:

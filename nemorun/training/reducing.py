@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 
 from nemorun.training.compiling import HAS_TRITON
 
 
 class SumAtOwner(ReduceScatter):
-    """Reduce-scatter of [ranks x N] in the gradients' type to [N] in float32."""
+    """Reduce-scatter of [ranks x N] in the gradients' type to [N] in float32.
+
+    For FSDP units without a `reduce_dtype`; they may share one.
+    """
 
     def __init__(self) -> None:
         self._has_input = False
@@ -63,11 +65,3 @@ def on_one_node(group: dist.ProcessGroup) -> bool:
     """Whether the ranks of `group` run on the same node; they are numbered node by node."""
     on_each = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
     return len({rank // on_each for rank in dist.get_process_group_ranks(group)}) == 1
-
-
-def sum_at_owners(model: nn.Module) -> None:
-    """Let all FSDP units of `model` add up their gradients so; they must have no `reduce_dtype`."""
-    way = SumAtOwner()
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_custom_reduce_scatter(way)

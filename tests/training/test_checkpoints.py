@@ -92,13 +92,6 @@ def joined(world: int = 1) -> Any:
     return join(TrainerConfig(accelerator="cpu", devices=world))
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    started = Forks()
-    yield started
-    started.close()
-
-
 @pytest.fixture
 def alone() -> Iterator[Ranks]:
     with joined() as ranks:

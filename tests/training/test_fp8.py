@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -259,13 +259,6 @@ def losses(
     (folder.parent / "text.txt").write_text("a hundred green bottles, standing on the wall. " * 60)
     output = forks.check(learn, ranks, str(folder), trainer, parallelism or {}, lora)
     return [numbers["loss"] for _, numbers in sorted(metrics(folder).items())], output
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    started = Forks()
-    yield started
-    started.close()
 
 
 def test_a_run_in_float8_learns_and_goes_on_exactly(forks: Forks, tmp_path: Path) -> None:

@@ -64,9 +64,5 @@ def both_ways() -> None:
         assert torch.equal(value, ahead[name]), name
 
 
-def test_gathering_ahead_changes_no_bit() -> None:
-    forks = Forks()
-    try:
-        forks.check(both_ways, 2)
-    finally:
-        forks.close()
+def test_gathering_ahead_changes_no_bit(forks: Forks) -> None:
+    forks.check(both_ways, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -20,13 +19,6 @@ from nemorun.training.pipeline import Pipeline
 from tests.training.forks import Forks
 
 SHAPE = GPTConfig(hidden_size=32, num_layers=4, num_attention_heads=4, seq_length=16, vocab_size=64)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    started = Forks()
-    yield started
-    started.close()
 
 
 def learned(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -60,13 +59,6 @@ def both_ways(world: int, settings: dict[str, Any], replicate: int) -> None:
             assert torch.equal(value, own[name]), name
         else:  # of more than two numbers, the order of the sum matters
             torch.testing.assert_close(own[name], value, rtol=1e-5, atol=1e-6, msg=name)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    forks.close()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +59,6 @@ def run_until_it_hangs(dumps: str, timeout: float, hangs: bool, steps: int) -> N
                 threading.Event().wait()
             dog.at("exchange", step)
             ranks.sum(1)
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    started = Forks()
-    yield started
-    started.close()
 
 
 def test_all_ranks_end_with_their_stacks_and_one_names_the_one_that_hangs(
