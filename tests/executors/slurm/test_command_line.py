@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemorun.cli.main import invoke
-from tests.slurm_rig import Rig
+from tests.slurm_rig import Rig, eventually
 
 Nemorun = Callable[..., str]
 
@@ -47,10 +47,13 @@ def test_status_says_where_the_results_are(nemorun: Nemorun, rig: Rig) -> None:
     assert f"there: login:/home/alice/{folder.partition('/tasks/')[0]}\n" in nemorun("status")
 
 
-def test_an_element_that_waits_is_cancelled_at_once_and_for_good(nemorun: Nemorun) -> None:
+def test_an_element_that_waits_is_cancelled_at_once_and_for_good(nemorun: Nemorun, rig: Rig) -> None:
     (Path.cwd() / "jobs.py").write_text("import time\ndef wait(n: int): time.sleep(60)\n")
     held = "executor.sbatch_args=[--hold]"
     nemorun("run", "jobs.py:wait", "--sweep", "n=1,2,3", "-e", "rig", held, "--detach")
+    (job,) = {task["handle"].partition("_")[0] for task in json.loads(nemorun("status", "--json"))["tasks"]}
+    # from here on accounting says for some seconds that it waits, cancelled or not
+    eventually(lambda: job in rig("exec", "ctl", "sacct", "--noheader", "--format=jobid", f"--jobs={job}"))
     assert "CANCELLED" in nemorun("cancel", "-1", "--task", "n-2", "--yes")
     tasks = json.loads(nemorun("status", "--json"))["tasks"]
     assert [task["state"] for task in tasks] == ["PENDING", "CANCELLED", "PENDING"]

@@ -82,6 +82,9 @@ def test_an_element_that_was_cancelled_while_it_waited_has_ended() -> None:
     began = seen(BEGAN, job="7_3", cancel_ordered=True)
     assert (began.state, began.message) == (JobState.CANCELLED, "it left no word of its end")
     assert seen(job="7_3", cancel_ordered=True, unaccounted="refused").state is JobState.UNKNOWN
+    behind = seen(job="7_3", cancel_ordered=True, accounted=[row("PENDING")])  # accounting is
+    assert (behind.state, behind.message) == (JobState.CANCELLED, "before it began")
+    assert seen(job="7_3", accounted=[row("PENDING")]).state is JobState.PENDING
 
 
 def test_what_never_began_has_not_started() -> None:
