@@ -12,9 +12,11 @@ from nemorun.job import Reason, Resources
 
 from .conftest import Bench
 
+# one rank only: the first to fail has the other ended, who may not have said anything by then
 _TAKE = """
 import os, socket
-socket.socket().bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+if os.environ["RANK"] == "0":
+    socket.socket().bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
 """
 
 
