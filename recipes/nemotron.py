@@ -37,7 +37,6 @@ def nemotron_4_15b(
         max_steps,
         lr=4.5e-5,
         global_batch_size=32,
-        micro_batch_size=2,
         schedule="constant",
         warmup_steps=500,
         parallelism=ParallelismConfig(tensor_parallel=4),

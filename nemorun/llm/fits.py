@@ -42,7 +42,7 @@ class Run:
             self, **{change.part: replace(getattr(self, change.part), **{change.name: change.value})}
         )
         try:
-            check_layout(run.trainer, run.parallelism, run.data.global_batch_size, run.data.micro_batch_size)
+            check_layout(run.trainer, run.parallelism, run.data.global_batch_size, run.data.rows)
             run.model.check_parallelism(run.parallelism, run.data.seq_length)
         except ConfigError:
             return None
@@ -129,7 +129,7 @@ def _changes(run: Run) -> Iterator[Change]:
         yield Change("trainer", "recompute", kind)
     if run.optim.moments == "fp32":
         yield Change("optim", "moments", "bf16")
-    rows = run.data.micro_batch_size
+    rows = run.data.rows
     while rows > 1:
         rows //= 2
         yield Change("data", "micro_batch_size", rows)

@@ -73,9 +73,9 @@ class _Stage:
         self.first, self.last = stage == 0, stage == self.stages - 1
         self.layers = model.num_layers // self.stages
         length = data.seq_length or model.seq_length
-        self.tokens = data.micro_batch_size * length // parallelism.context_parallel
+        self.tokens = data.rows * length // parallelism.context_parallel
         data_ranks = shards_of(trainer, parallelism)[0] // parallelism.context_parallel
-        self.micro_batches = max(1, data.global_batch_size // (data.micro_batch_size * data_ranks))
+        self.micro_batches = max(1, data.global_batch_size // (data.rows * data_ranks))
         self.vocabulary = model.vocab_size / parallelism.tensor_parallel
         sequence_ranks = parallelism.tensor_parallel if parallelism.splits_sequence else 1
         self.hidden = self.tokens / sequence_ranks * model.hidden_size * self.width

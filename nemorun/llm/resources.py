@@ -21,7 +21,7 @@ def resources(
 
     A pure rule: `accelerator="gpu"` asks for one GPU a rank, and `auto` takes at run time what it finds.
     """
-    check_layout(trainer, parallelism, data.global_batch_size, data.micro_batch_size)
+    check_layout(trainer, parallelism, data.global_batch_size, data.rows)
     model.check_parallelism(parallelism, data.seq_length)
     if data.seq_length is not None and data.seq_length > model.seq_length:
         raise ConfigError(
@@ -50,11 +50,16 @@ def notes(
     **_: object,
 ) -> list[str]:
     """The memory that a GPU needs, for `nemorun show`. Raises ConfigError where the layout is impossible."""
-    from nemorun.llm.peak import peak_memory
+    from nemorun.llm.fits import Run
+    from nemorun.llm.memory import GIB
+    from nemorun.llm.micro_batch import settled
 
-    check_layout(trainer, parallelism, data.global_batch_size, data.micro_batch_size)
+    check_layout(trainer, parallelism, data.global_batch_size, data.rows)
     model.check_parallelism(parallelism, data.seq_length)
     if trainer.accelerator == "cpu":
         return []
-    memory = peak_memory(model, trainer, data, optim, parallelism)
-    return [f"memory: about {memory.describe()}, at its peak: {memory.moment}"]
+    capacity = None if trainer.gpu_memory_gib is None else trainer.gpu_memory_gib * GIB
+    run = settled(Run(model, trainer, data, optim, parallelism), capacity)
+    memory = run.memory()
+    rows = "" if data.micro_batch_size is not None else f" with micro-batches of {run.data.rows}"
+    return [f"memory: about {memory.describe()}{rows}, at its peak: {memory.moment}"]

@@ -14,6 +14,7 @@ from nemorun.llm.config import GPTConfig
 from nemorun.llm.data import DataConfig, FinetuneData, FinetuneDataConfig, Prefetched, PretrainData
 from nemorun.llm.fits import Run, refusal, warning
 from nemorun.llm.huggingface import TensorFiles, check_base, read_model, write_adapter, write_model
+from nemorun.llm.micro_batch import settled
 from nemorun.llm.model import GPTModel
 from nemorun.llm.sample import continued
 from nemorun.training.attention import kernel_name
@@ -64,16 +65,19 @@ def train(
         f"{training.config.precision}\n"
         f"kernels  {_kernels(model, data, seq_length, training)}"
     )
+    run = settled(Run(model, training.config, data, optim, parallelism), _smallest_gpu(ranks))
+    data = run.data
     if ranks.device.type == "cuda" and trainer.gpu_memory_gib is None:
-        _check_memory(Run(model, training.config, data, optim, parallelism), training, shown)
+        _check_memory(run, training, shown)
     text = _data(data, seq_length, model.vocab_size, training)
     where = f"results  {results_folder(log)}"
     if writes_tensorboard(log):
         where += f"\ncurves   tensorboard --logdir {shlex.quote(str(results_folder(log)))}"
     tokens = data.global_batch_size * seq_length
+    passes = f"{data.global_batch_size // (data.rows * layout.data_ranks)} x {data.rows} on a rank"
     shown(
         f"data     {text}\n"
-        f"train    {trainer.max_steps} steps of {data.global_batch_size} x {seq_length} tokens, "
+        f"train    {trainer.max_steps} steps of {data.global_batch_size} x {seq_length} tokens, {passes}, "
         f"{trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
         f"{where}"
     )
@@ -104,6 +108,14 @@ def _kernels(model: GPTConfig, data: DataConfig | FinetuneDataConfig, seq_length
     attention = f"a ring of {ranks} ranks" if ranks > 1 else kernel_name(query, packed)
     compiled = "compiled" if compiles(training.config, training.layout) else "not compiled"
     return f"attention by {attention}; blocks {compiled}"
+
+
+def _smallest_gpu(ranks: Ranks) -> float | None:
+    """Bytes of the smallest GPU of all ranks, or None: they are on the CPU."""
+    if ranks.device.type != "cuda":
+        return None
+    (negative,) = ranks.max(-gpu_memory(ranks.device))
+    return -negative
 
 
 def _check_memory(run: Run, training: Loop, shown: Callable[[str], None]) -> None:

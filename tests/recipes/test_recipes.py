@@ -66,32 +66,32 @@ def test_shapes_have_as_many_parameters_as_the_real_models(name: str, billions: 
 @pytest.mark.parametrize(
     ("which", "lr", "batch", "layout", "nodes"),
     [
-        ("llama3_8b_pretrain", 3e-4, (512, 1, 8192), (1, 1, 1, 1, 1), 1),
-        ("llama3_70b_pretrain", 3e-4, (512, 1, 8192), (4, 4, 5, 2, 1), 4),
-        ("mistral_7b_pretrain", 3e-4, (512, 1, 4096), (1, 1, 1, 1, 1), 1),
-        ("mixtral_8x7b", 3e-4, (512, 1, 4096), (1, 4, 8, 1, 8), 8),
-        ("nemotron_4_15b", 4.5e-5, (32, 2, 4096), (4, 1, 1, 1, 1), 1),
-        ("nemotron_4_340b", 1e-4, (2304, 1, 4096), (8, 12, 8, 2, 1), 768),
-        ("llama3_8b_finetune", 1e-4, (128, 1, 2048), (1, 1, 1, 1, 1), 1),
-        ("llama3_8b_finetune peft=None", 5e-6, (128, 1, 2048), (2, 1, 1, 1, 1), 1),
-        ("llama3_70b_finetune", 1e-4, (128, 1, 2048), (8, 1, 1, 1, 1), 1),
-        ("llama3_70b_finetune peft=None", 5e-6, (128, 1, 2048), (8, 4, 1, 1, 1), 4),
-        ("mistral_7b_finetune", 1e-4, (128, 1, 2048), (1, 1, 1, 1, 1), 1),
-        ("mistral_7b_finetune peft=None", 5e-6, (128, 1, 2048), (2, 1, 1, 1, 1), 1),
-        ("mixtral_8x7b_finetune", 1e-4, (128, 1, 2048), (1, 1, 1, 1, 8), 1),
-        ("mixtral_8x7b_finetune peft=None", 5e-6, (128, 1, 2048), (1, 1, 1, 1, 8), 4),
-        ("nemotron_4_15b_finetune", 1e-4, (128, 1, 2048), (2, 1, 1, 1, 1), 1),
-        ("nemotron_4_340b_finetune peft=None", 5e-6, (128, 1, 2048), (8, 8, 1, 1, 1), 32),
+        ("llama3_8b_pretrain", 3e-4, (512, 8192), (1, 1, 1, 1, 1), 1),
+        ("llama3_70b_pretrain", 3e-4, (512, 8192), (4, 4, 5, 2, 1), 4),
+        ("mistral_7b_pretrain", 3e-4, (512, 4096), (1, 1, 1, 1, 1), 1),
+        ("mixtral_8x7b", 3e-4, (512, 4096), (1, 4, 8, 1, 8), 8),
+        ("nemotron_4_15b", 4.5e-5, (32, 4096), (4, 1, 1, 1, 1), 1),
+        ("nemotron_4_340b", 1e-4, (2304, 4096), (8, 12, 8, 2, 1), 768),
+        ("llama3_8b_finetune", 1e-4, (128, 2048), (1, 1, 1, 1, 1), 1),
+        ("llama3_8b_finetune peft=None", 5e-6, (128, 2048), (2, 1, 1, 1, 1), 1),
+        ("llama3_70b_finetune", 1e-4, (128, 2048), (8, 1, 1, 1, 1), 1),
+        ("llama3_70b_finetune peft=None", 5e-6, (128, 2048), (8, 4, 1, 1, 1), 4),
+        ("mistral_7b_finetune", 1e-4, (128, 2048), (1, 1, 1, 1, 1), 1),
+        ("mistral_7b_finetune peft=None", 5e-6, (128, 2048), (2, 1, 1, 1, 1), 1),
+        ("mixtral_8x7b_finetune", 1e-4, (128, 2048), (1, 1, 1, 1, 8), 1),
+        ("mixtral_8x7b_finetune peft=None", 5e-6, (128, 2048), (1, 1, 1, 1, 8), 4),
+        ("nemotron_4_15b_finetune", 1e-4, (128, 2048), (2, 1, 1, 1, 1), 1),
+        ("nemotron_4_340b_finetune peft=None", 5e-6, (128, 2048), (8, 8, 1, 1, 1), 32),
     ],
 )
 def test_the_defaults(
-    which: str, lr: float, batch: tuple[int, int, int], layout: tuple[int, ...], nodes: int
+    which: str, lr: float, batch: tuple[int, int], layout: tuple[int, ...], nodes: int
 ) -> None:
     task = make(which)
     validate(task)
     data, kinds = task.data, task.parallelism
     length = data.seq_length or task.model.seq_length
-    assert (data.global_batch_size, data.micro_batch_size, length) == batch
+    assert (data.global_batch_size, length) == batch and data.micro_batch_size is None
     found = (kinds.tensor_parallel, kinds.pipeline_parallel, kinds.virtual_pipeline, kinds.context_parallel)
     assert (*found, kinds.expert_parallel) == layout
     assert (task.optim.lr, task.trainer.num_nodes, task.trainer.devices) == (lr, nodes, 8)

@@ -11,8 +11,19 @@ from nemorun.errors import ConfigError
 from nemorun.training.config import default_seed
 
 
+class _Batches:
+    """What both kinds of data say of their batches."""
+
+    micro_batch_size: int | None
+
+    @property
+    def rows(self) -> int:
+        """Sequences in one forward pass of one rank: one, as long as that is left open."""
+        return 1 if self.micro_batch_size is None else self.micro_batch_size
+
+
 @dataclass
-class DataConfig:
+class DataConfig(_Batches):
     """Text to pre-train on: raw, or made into tokens by `nemorun data tokenize`; one source or a blend."""
 
     path: str | Path | list[str | Path] | dict[str, float] | None = None
@@ -24,8 +35,9 @@ class DataConfig:
     None: that of tokenised data, and bytes for raw text."""
     global_batch_size: int = 8
     """Sequences in one optimizer step, over all ranks."""
-    micro_batch_size: int = 1
-    """Sequences in one forward pass of one rank; the rest is gradient accumulation."""
+    micro_batch_size: int | None = None
+    """Sequences in one forward pass of one rank; the rest is gradient accumulation. None: as many as make
+    use of a GPU and surely fit it (`nemorun.llm.micro_batch`); one on the CPU."""
     seq_length: int | None = None
     """Tokens in a sequence. None: the model's seq_length."""
     reset_positions: bool = False
@@ -60,7 +72,7 @@ class DataConfig:
 
 
 @dataclass
-class FinetuneDataConfig:
+class FinetuneDataConfig(_Batches):
     """Examples to fine-tune on: a conversation, or a prompt and its answer, on each line."""
 
     train_data: str | Path | list[str | Path] = ""
@@ -80,8 +92,9 @@ class FinetuneDataConfig:
     """Examples, in the shuffled order, that are packed together."""
     global_batch_size: int = 8
     """Rows in one optimizer step, over all ranks."""
-    micro_batch_size: int = 1
-    """Rows in one forward pass of one rank; the rest is gradient accumulation."""
+    micro_batch_size: int | None = None
+    """Rows in one forward pass of one rank; the rest is gradient accumulation. None: as many as make use of
+    a GPU and surely fit it (`nemorun.llm.micro_batch`); one on the CPU."""
     seq_length: int | None = None
     """Tokens in a row; longer examples are cut. None: the model's seq_length."""
     val_fraction: float = 0.05
@@ -104,11 +117,12 @@ class FinetuneDataConfig:
 
 def _check(config: DataConfig | FinetuneDataConfig) -> None:
     """What both have in common."""
-    for name, least in (("global_batch_size", 1), ("micro_batch_size", 1), ("skip_bad", 0), ("prefetch", 0)):
+    for name, least in (("global_batch_size", 1), ("skip_bad", 0), ("prefetch", 0)):
         _at_least(name, getattr(config, name), least)
+    _at_least("micro_batch_size", config.rows, 1)
     if config.seq_length is not None:
         _at_least("seq_length", config.seq_length, 1)
-    if config.global_batch_size % config.micro_batch_size:
+    if config.global_batch_size % config.rows:
         raise ConfigError(
             f"global_batch_size={config.global_batch_size} is not divisible by "
             f"micro_batch_size={config.micro_batch_size}"

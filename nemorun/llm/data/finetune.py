@@ -142,7 +142,7 @@ class FinetuneData:
         """This rank's micro-batches of these rows, which are places in `examples`."""
         return [
             batch_of([row_of(files, examples[np.array(rows[n], dtype=int)], self.seq_length) for n in places])
-            for places in shares(len(rows), self.config.micro_batch_size, self.rank, self.ranks)
+            for places in shares(len(rows), self.config.rows, self.rank, self.ranks)
         ]
 
     def _chosen(self) -> tuple[np.ndarray, np.ndarray]:

@@ -166,7 +166,7 @@ class PretrainData:
         return source, nth
 
     def _shares(self, rows: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-        for places in shares(len(rows), self.config.micro_batch_size, self.rank, self.ranks):
+        for places in shares(len(rows), self.config.rows, self.rank, self.ranks):
             yield [rows[place] for place in places]
 
     def _order(self, source: int, nth: int) -> int:

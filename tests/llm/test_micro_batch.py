@@ -1,0 +1,109 @@
+"""The micro-batch that is chosen where none is given: as large as is of use, and surely fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemorun import recipes
+from nemorun.config import notes_of, resources_of
+from nemorun.errors import ConfigError
+from nemorun.llm import GPTConfig, pretrain
+from nemorun.llm.data.config import DataConfig, FinetuneDataConfig
+from nemorun.llm.fits import Run
+from nemorun.llm.memory import GIB
+from nemorun.llm.micro_batch import ENOUGH, ROOM, settled
+from nemorun.training.config import LogConfig, TrainerConfig
+
+H100, H200 = 79.1 * GIB, 139.8 * GIB
+
+
+def run_of(recipe: str, **arguments: Any) -> Run:
+    found = getattr(recipes, recipe)(**arguments).build().keywords
+    return Run(*(found[name] for name in ("model", "trainer", "data", "optim", "parallelism")))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "capacity", "rows"),
+    [
+        ("llama3_8b_pretrain", {}, H200, 2),  # 2 x 8,192 tokens
+        ("llama3_8b_pretrain", {}, H100, 1),  # 84 of 79 GiB with two
+        ("llama3_8b_pretrain", {"num_gpus": 2}, H200, 1),  # 129 of 140 GiB with two
+        ("llama3_8b_finetune", {"num_gpus": 1}, H100, 4),  # 67 of 79 GiB with eight
+        ("llama3_8b_finetune", {"num_gpus": 1}, H200, 8),  # 8 x 2,048 tokens
+        ("llama3_70b_pretrain", {}, H200, 1),  # a pipeline
+    ],
+)
+def test_a_gpu_gets_what_makes_use_of_it_and_fits(
+    recipe: str, arguments: dict[str, Any], capacity: float, rows: int
+) -> None:
+    if "finetune" in recipe:
+        arguments = {**arguments, "data_path": "x.jsonl"}
+    run = run_of(recipe, **arguments)
+    found = settled(run, capacity)
+    assert found.data.micro_batch_size == rows
+    assert replace(found, data=replace(found.data, micro_batch_size=None)) == run
+    length = found.data.seq_length or found.model.seq_length
+    assert rows * length <= ENOUGH and found.share(capacity) <= 1 - ROOM
+
+
+def test_a_number_that_is_given_stays() -> None:
+    run = run_of("llama3_8b_pretrain")
+    given = replace(run, data=replace(run.data, micro_batch_size=4))
+    assert settled(given, H100) is given
+
+
+def test_without_a_gpu_it_is_one() -> None:
+    assert settled(run_of("llama3_8b_pretrain"), None).data.micro_batch_size == 1
+
+
+def test_the_global_batch_has_to_be_divided() -> None:
+    run = run_of("llama3_8b_finetune", data_path="x.jsonl")
+    for rows_of_all, rows in ((8, 1), (16, 2), (24, 1), (128, 8)):
+        odd = replace(run, data=replace(run.data, global_batch_size=rows_of_all))
+        assert settled(odd, H200).data.micro_batch_size == rows
+
+
+def test_ranks_that_share_a_sequence_take_more_of_them() -> None:
+    run = run_of("llama3_8b_pretrain")
+    shared = replace(run, parallelism=replace(run.parallelism, context_parallel=4))
+    assert settled(shared, 10 * H200).data.micro_batch_size == 8
+
+
+@pytest.mark.parametrize("config", [DataConfig, FinetuneDataConfig])
+def test_none_is_a_value_and_zero_is_not(config: Any) -> None:
+    config(**({"train_data": "x"} if config is FinetuneDataConfig else {})).validate()
+    with pytest.raises(ConfigError, match="micro_batch_size=0 must be at least 1"):
+        config(micro_batch_size=0).validate()
+
+
+def test_what_a_gpu_has_decides_before_the_launch_what_is_shown() -> None:
+    task = recipes.llama3_8b_pretrain()
+    assert "with micro-batches of 1, at its peak" in notes_of(task)[0]
+    task.trainer.gpu_memory_gib = 139.8
+    assert "with micro-batches of 2, at its peak" in notes_of(task)[0]
+    task.data.micro_batch_size = 1
+    assert "micro-batches of" not in notes_of(task)[0]
+    assert resources_of(task) is not None
+
+
+def test_a_run_says_what_it_takes_and_learns_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shape = GPTConfig(hidden_size=64, num_layers=2, num_attention_heads=4, seq_length=64, vocab_size=257)
+    losses = []
+    for capacity, words in ((None, "8 x 1 on a rank"), (H100, "1 x 8 on a rank")):
+        monkeypatch.setattr("nemorun.llm.run._smallest_gpu", lambda ranks, capacity=capacity: capacity)
+        result = pretrain(
+            shape,
+            TrainerConfig(max_steps=3, precision="fp32", accelerator="cpu", val_batches=0, compile=False),
+            data=DataConfig(global_batch_size=8),
+            log=LogConfig(dir=tmp_path / words),
+            sample=None,
+        )
+        assert f"3 steps of 8 x 64 tokens, {words}," in capsys.readouterr().out
+        losses.append(result["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
