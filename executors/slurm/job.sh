@@ -121,7 +121,7 @@ nr_reason() {
     facts=$(nr_scontrol show job "$nr_job")
     if [[ ${facts:-${nr_terminated:+ JobState=}} =~ \ JobState= && ! $facts =~ \ JobState=RUNNING ]]; then
         # Slurm ends the job, and says in our log why. The ranks may have heard of it before we do.
-        for ((nr_look = 0; nr_look < 20; nr_look++)); do
+        for ((nr_look = 0; nr_look < 60; nr_look++)); do
             verdict=$(nr_verdict "$nr_attempt")
             [ -z "$verdict" ] || break
             sleep 0.2
