@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.k8s_rig import k8s_namespace, k8s_node, k8s_rig
@@ -21,6 +22,12 @@ _INHERITED = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "NODE_RANK"}
     | {"MASTER_ADDR", "MASTER_PORT"}
 )
+
+
+# A machine that is busy is no failure.
+_BUSY = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("busy", _BUSY)
+hypothesis.settings.load_profile("busy")
 
 
 def pytest_configure() -> None:

@@ -72,7 +72,7 @@ def wan(rig: Rig) -> Iterator[Callable[..., str]]:
 
 
 #: How much slower than here a machine may be before its tests fail: a longer wait costs only those that do.
-PATIENCE = 4
+PATIENCE = 12
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 10) -> Any:

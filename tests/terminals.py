@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 #: What shells of the tests show when they are ready for a line.
 PROMPT = "ready> "
 

@@ -336,7 +336,7 @@ def test_first_fit_loses_and_splits_nothing(lengths: list[int], room: int) -> No
     st.integers(0, 9),
     st.integers(1, 40),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_rows_go_on_from_any_place(lengths: list[int], window: int, seed: int, count: int) -> None:
     order = RowOrder(torch.tensor(lengths).numpy(), 40, window, seed)
     rows = list(islice(order.after(Place()), 2 * count))

@@ -38,7 +38,7 @@ class Numbers:
         self.at = state["at"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.sampled_from(["step", "step", "save", "restore", "close", "validate"]), max_size=30),
     st.integers(0, 3),

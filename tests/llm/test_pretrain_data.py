@@ -162,7 +162,7 @@ def test_other_data_is_said_and_what_is_still_there_goes_on(
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=9), st.integers(1, 400))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_each_source_has_its_share_of_every_prefix(weights: list[float], turns: int) -> None:
     blend = Blend(weights)
     for turn in range(1, turns + 1):
@@ -190,7 +190,7 @@ def test_a_list_takes_each_source_once_an_epoch(config: DataConfig, tmp_path: Pa
 
 
 @given(st.integers(1, 600), st.integers(0, 2**70), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_shuffle_has_every_place_once(size: int, seed: int, epoch: int) -> None:
     shuffle = Shuffle(size, seed, epoch)
     order = [shuffle[place] for place in range(size)]
@@ -256,7 +256,7 @@ def test_the_end_of_a_single_document_is_kept_for_validation(config: DataConfig,
 
 
 @given(st.integers(2, 3000), st.floats(0.001, 0.6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_parts_are_disjoint_and_have_their_size(count: int, fraction: float) -> None:
     class Files:
         documents = torch.arange(0, 3 * count + 1, 3).numpy()

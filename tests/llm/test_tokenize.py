@@ -153,7 +153,7 @@ def test_a_changed_source_is_read_anew(tmp_path: Path) -> None:
     assert set(documents(tmp_path / "out")) == {"y" * 90}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     lines=st.lists(st.sampled_from([b"", b"a", b"bc\r", b" ", b"d" * 30]), max_size=12),
     size=st.integers(1, 25),

@@ -177,7 +177,7 @@ def test_a_sequence_that_does_not_divide_is_refused() -> None:
     chunk=st.integers(1, 5),
     rows=st.lists(st.lists(st.integers(1, 12), min_size=1), min_size=1, max_size=3),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_each_pair_is_multiplied_once_if_a_mask_would_show_it(
     size: int, chunk: int, rows: list[list[int]]
 ) -> None:

@@ -193,7 +193,7 @@ _NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(_NAMES, min_size=1, max_size=4, unique=True), _NAMES)
 def test_names_are_valid_and_unique(tasks: list[str], experiment: str) -> None:
     specs = [

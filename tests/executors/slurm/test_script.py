@@ -151,7 +151,7 @@ def perform(stage: Path, script: str, **variables: str) -> tuple[list[str], dict
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=st.lists(TEXT, min_size=1, max_size=4), words=st.lists(TEXT, max_size=3))
 def test_values_and_words_reach_the_ranks_untouched(stage: Path, values: list[str], words: list[str]) -> None:
     env = {f"VALUE_{number}": value for number, value in enumerate(values)}
