@@ -128,16 +128,29 @@ class _Stage:
             yield from self._gathered_pipeline()
             return
         before = sums if self.micro_batches > 1 else 0.0
-        for moment in [
-            *(self._at_head(before) if self.last else ()),
-            self._at_last_forward(before),
-            self._at_first_backward(before),
-        ]:
+        everything = self._kept_open() + self._open(self.parameters.head) * self.last
+        if before and self.keeps_gathered:  # with the first micro-batch, when there are no sums yet
+            for moment in [*self._forward(sums), *self._backward(sums), *self._late(sums)]:
+                yield replace(moment, gathered=everything)
+            before = 0.0
+        for moment in self._forward(before):
             yield replace(moment, gathered=moment.gathered + self._kept_open())
+        for moment in self._backward(before):
+            yield replace(moment, gathered=everything) if self.keeps_gathered else moment
+        yield from self._late(sums)
+        yield self._update(sums)
+
+    def _forward(self, before: float) -> Iterator[Memory]:
+        """Moments when most activations are there; `before`: the sums of earlier micro-batches' gradients."""
+        if self.last:
+            yield from self._at_head(before)
+        yield self._at_last_forward(before)
+
+    def _late(self, sums: float) -> Iterator[Memory]:
+        """Moments when most gradients are there."""
         yield from self._at_last_backward(sums)
         if self.first:
             yield from self._at_embedding(sums)
-        yield self._update(sums)
 
     def _first_weights(self) -> Memory:
         """Each parameter is drawn whole in float32 and cut from there (`nemorun.training.initialization`)."""
@@ -180,13 +193,19 @@ class _Stage:
             gathered=sum(map(self._open, block)) + self._coming(block) + coming + sent,
         )
 
-    def _at_first_backward(self, before: float) -> Memory:
-        """All activations are there, and what is exchanged of the head's gradient."""
-        behind = (self.parameters.head,) if self.last else ()
-        own = self._gradient_sums([self.parameters.head]) if self.last and not before else 0.0
-        return self._in_block(
-            "the first block of the backward pass", self.activations, max(before, own), behind
+    def _backward(self, before: float) -> Iterator[Memory]:
+        """All activations are there, and what is exchanged of the head's gradient; or one block's fewer, and
+        what is exchanged of the gradient of that."""
+        head, block = [self.parameters.head] * self.last, self.parameters.block
+        own = self._gradient_sums(head)
+        yield self._in_block(
+            "the first block of the backward pass", self.activations, before or own, tuple(head)
         )
+        if self.layers / self.pieces > 1:
+            own += self._gradient_sums([*block])
+            yield self._in_block(
+                "the second block of the backward pass", self.activations - self.kept, before or own, block
+            )
 
     def _at_last_backward(self, sums: float) -> Iterator[Memory]:
         """All gradients are there but the embedding's; the block before is exchanged still."""

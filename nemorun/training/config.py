@@ -43,7 +43,8 @@ class TrainerConfig:
     each. What lies between them, groups of sharding ranks, is `parallelism.replicate`."""
     reshard_after_forward: bool = True
     """fsdp: free a block's gathered weights after its forward pass, and gather them again for the backward
-    pass. False keeps them, 2 bytes a parameter, and spares half of the gathering."""
+    pass. False keeps them, 2 bytes a parameter, up to the backward pass of a step's last micro-batch: what is
+    gathered once a step would else be twice with each micro-batch."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping: nothing, all but matrix products and
     attention, or whole blocks."""

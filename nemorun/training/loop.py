@@ -110,7 +110,11 @@ class Loop:
         frozen = any(not parameter.requires_grad for parameter in model.parameters())
         self.origin = origin if frozen else ""
         self.pieces = parallelize(model, self.config, layout)
-        self.passes: Passes = Pipeline(self.pieces, layout) if layout.stages > 1 else OnePiece(self.pieces[0])
+        self.passes: Passes = (
+            Pipeline(self.pieces, layout)
+            if layout.stages > 1
+            else OnePiece(self.pieces[0], keeps_gathered=not self.config.reshard_after_forward)
+        )
         self.optimizer = build_optimizer(self.pieces, self.optim)
         folder = Path(self.checkpoint.dir or results_folder(self.log) / "checkpoints").absolute()
         self.checkpointer = Checkpointer(

@@ -35,10 +35,14 @@ class Passes(Protocol):
 
 
 class OnePiece:
-    """The whole model on each rank, one micro-batch after the other."""
+    """The whole model on each rank, one micro-batch after the other.
 
-    def __init__(self, model: TrainableModel) -> None:
+    With `keeps_gathered`, weights are gathered once for all micro-batches of a step.
+    """
+
+    def __init__(self, model: TrainableModel, keeps_gathered: bool = False) -> None:
         self.model = model
+        self.keeps_gathered = keeps_gathered
 
     def train(self, micro_batches: Sequence[Micro], scale: Tensor) -> Tensor:
         total = torch.zeros((), device=scale.device)
@@ -46,7 +50,9 @@ class OnePiece:
             if isinstance(self.model, FSDPModule):
                 # Replicas exchange gradients once; shards with each micro-batch, so that no rank ever holds
                 # a whole gradient.
-                self.model.set_requires_all_reduce(number == len(micro_batches))
+                last = number == len(micro_batches)
+                self.model.set_requires_all_reduce(last)
+                self.model.set_reshard_after_backward(last or not self.keeps_gathered)
             loss = self.model(tokens, inputs)
             (loss * scale).backward()
             total += loss.detach()

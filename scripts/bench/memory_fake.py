@@ -120,9 +120,9 @@ def fake_peak(
             storages = _enter(stack, kept)
             piece = parallelize(GPTModel(model), trainer, layout)[0]
             if isinstance(piece, FSDPModule):
-                piece.set_reshard_after_forward(True)  # as on GPUs
+                piece.set_reshard_after_forward(trainer.reshard_after_forward)  # as on GPUs
             updates = build_optimizer([piece], optim)
-            passes = OnePiece(piece)
+            passes = OnePiece(piece, keeps_gathered=not trainer.reshard_after_forward)
             for _ in range(2):
                 batches = [_batch(rows, length) for _ in range(micro_batches)]
                 passes.train(batches, torch.ones(()))

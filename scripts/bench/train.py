@@ -51,6 +51,8 @@ FAST = {**SELECTIVE, "reshard_after_forward": False}
 ROWS: dict[str, dict[str, Any]] = {
     "pretrain": {"gpus": 0, "rows": 2, "trainer": FAST},
     "pretrain-1": {"gpus": 0, "rows": 1},
+    # a part of the steps that `nemorun run llama3_8b_pretrain num_gpus=2` takes on H200s
+    "pretrain-sums": {"gpus": 0, "rows": 1, "micro_batches": 8, "trainer": FAST},
     "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": {**SELECTIVE, "precision": "fp8-mixed"}},
     "pretrain-bf16-moments": {"gpus": 0, "rows": 1, "optim": {"moments": "bf16"}},
     "lora": {"gpus": 1, "rows": 1, "model": {"lora": LORA}},

@@ -30,8 +30,8 @@ def run_of(recipe: str, **arguments: Any) -> Run:
     ("recipe", "arguments", "capacity", "rows"),
     [
         ("llama3_8b_pretrain", {}, H200, 2),  # 2 x 8,192 tokens
-        ("llama3_8b_pretrain", {}, H100, 1),  # 84 of 79 GiB with two
-        ("llama3_8b_pretrain", {"num_gpus": 2}, H200, 1),  # 129 of 140 GiB with two
+        ("llama3_8b_pretrain", {}, H100, 1),  # 83 of 79 GiB with two
+        ("llama3_8b_pretrain", {"num_gpus": 2}, H200, 1),  # 128 of 140 GiB with two
         ("llama3_8b_finetune", {"num_gpus": 1}, H100, 4),  # 67 of 79 GiB with eight
         ("llama3_8b_finetune", {"num_gpus": 1}, H200, 8),  # 8 x 2,048 tokens
         ("llama3_70b_pretrain", {}, H200, 1),  # a pipeline

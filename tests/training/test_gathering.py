@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 
 from nemorun.llm import GPTConfig, GPTModel
 from nemorun.training import ParallelismConfig, TrainerConfig, parallel
@@ -16,6 +17,7 @@ from nemorun.training.batch import Inputs
 from nemorun.training.distributed import Ranks, join
 from nemorun.training.layout import Layout
 from nemorun.training.optimizer import part
+from nemorun.training.pipeline import OnePiece
 from tests.training.forks import Forks
 
 
@@ -62,6 +64,40 @@ def both_ways() -> None:
     assert plain.keys() == ahead.keys()
     for name, value in plain.items():
         assert torch.equal(value, ahead[name]), name
+
+
+def after_two_steps(ranks: Ranks, keeps_gathered: bool) -> tuple[int, dict[str, torch.Tensor]]:
+    """Gatherings in the second of two steps of three micro-batches, and the weights after it."""
+    shape = GPTConfig(hidden_size=32, num_layers=3, num_attention_heads=4, seq_length=16, vocab_size=64)
+    config = TrainerConfig(accelerator="cpu", devices=2, reshard_after_forward=not keeps_gathered)
+    (model,) = parallel.parallelize(GPTModel(shape), config, Layout(config, ParallelismConfig(), ranks))
+    assert isinstance(model, FSDPModule)
+    model.set_reshard_after_forward(not keeps_gathered)  # as on GPUs
+    update = torch.optim.SGD(model.parameters(), lr=0.1)
+    passes = OnePiece(model, keeps_gathered)
+    tokens = torch.arange(16)[None] + ranks.rank
+    batches = [(tokens + number, Inputs(labels=tokens)) for number in range(3)]
+    for _ in range(2):
+        gather = _fsdp_param_group.foreach_all_gather
+        with mock.patch.object(_fsdp_param_group, "foreach_all_gather", wraps=gather) as gathered:
+            passes.train(batches, torch.ones(()))
+        update.step()
+        update.zero_grad()
+    return gathered.call_count, {name: part(p.detach()) for name, p in model.named_parameters()}
+
+
+def once_a_step() -> None:
+    with join(TrainerConfig(accelerator="cpu", devices=2)) as ranks:
+        often, plain = after_two_steps(ranks, keeps_gathered=False)
+        once, kept = after_two_steps(ranks, keeps_gathered=True)
+    # embedding, three blocks and head; else with each of three micro-batches, forward and backward
+    assert (once, often) == (5, 30)
+    for name, value in plain.items():
+        assert torch.equal(value, kept[name]), name
+
+
+def test_kept_weights_are_gathered_once_a_step(forks: Forks) -> None:
+    forks.check(once_a_step, 2)
 
 
 def test_gathering_ahead_changes_no_bit(forks: Forks) -> None:
