@@ -24,10 +24,12 @@ from nemorun.remote.stream import Stream
 
 PERSIST = 600  # seconds that an unused master of ours stays
 _FAILED = 255  # ssh's exit code where it is ssh that failed, or the command ended with just that
-#: What ssh says where a command was surely not sent: the master is gone, or has no session left.
+#: What ssh says where a command was surely not sent: the master is gone, or has no session left. Without a
+#: master it speaks to a proxy that ends at once (`_shared`), UNKNOWN, which closes or cannot be written to.
 _NOT_SENT = re.compile(
-    r"session request failed|Control socket connect|open failed|Connection closed by UNKNOWN|"
-    r"mux_client_hello_exchange|mux_client_request_session: read from master failed"
+    r"session request failed|Control socket connect|open failed|Connection (closed by|to) UNKNOWN|"
+    r"kex_exchange_identification|mux_client_hello_exchange|"
+    r"mux_client_request_session: read from master failed"
 )
 
 

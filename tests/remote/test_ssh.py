@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nemorun.remote import connect
+from nemorun.remote import connect, openssh
 from nemorun.remote.connection import Connection, Timeouts
 from nemorun.remote.errors import (
     AuthenticationFailed,
@@ -452,6 +452,19 @@ def _put_and_cut(connection: Connection, seen: subprocess.Popen[bytes], rig: Rig
         connection.put(b"x" * 50_000_000, "parcel")
     finally:
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Connection closed by UNKNOWN port 65535",
+        "banner exchange: Connection to UNKNOWN port 65535: Broken pipe",  # where the proxy was the quicker
+        "kex_exchange_identification: Connection closed by remote host",  # of older versions
+    ],
+)
+def test_what_ssh_says_where_nothing_was_sent(said: str) -> None:
+    assert openssh._NOT_SENT.search(said)
+    assert not openssh._NOT_SENT.search("Connection to login closed by remote host.")
 
 
 def test_a_connection_that_ended_while_idle(dial: Dial, transport: str, rig: Rig) -> None:
