@@ -74,11 +74,10 @@ def train(
     if writes_tensorboard(log):
         where += f"\ncurves   tensorboard --logdir {shlex.quote(str(results_folder(log)))}"
     tokens = data.global_batch_size * seq_length
-    passes = f"{data.global_batch_size // (data.rows * layout.data_ranks)} x {data.rows} on a rank"
     shown(
         f"data     {text}\n"
-        f"train    {trainer.max_steps} steps of {data.global_batch_size} x {seq_length} tokens, {passes}, "
-        f"{trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
+        f"train    {trainer.max_steps} steps of {data.global_batch_size} x {seq_length} tokens in "
+        f"micro-batches of {data.rows}, {trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
         f"{where}"
     )
     with contextlib.closing(Prefetched(text, data.prefetch)) as batches:

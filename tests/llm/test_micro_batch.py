@@ -95,7 +95,7 @@ def test_a_run_says_what_it_takes_and_learns_the_same(
 ) -> None:
     shape = GPTConfig(hidden_size=64, num_layers=2, num_attention_heads=4, seq_length=64, vocab_size=257)
     losses = []
-    for capacity, words in ((None, "8 x 1 on a rank"), (H100, "1 x 8 on a rank")):
+    for capacity, words in ((None, "in micro-batches of 1"), (H100, "in micro-batches of 8")):
         monkeypatch.setattr("nemorun.llm.run._smallest_gpu", lambda ranks, capacity=capacity: capacity)
         result = pretrain(
             shape,
@@ -104,6 +104,6 @@ def test_a_run_says_what_it_takes_and_learns_the_same(
             log=LogConfig(dir=tmp_path / words),
             sample=None,
         )
-        assert f"3 steps of 8 x 64 tokens, {words}," in capsys.readouterr().out
+        assert f"3 steps of 8 x 64 tokens {words}," in capsys.readouterr().out
         losses.append(result["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
