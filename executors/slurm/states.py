@@ -87,11 +87,11 @@ def status(seen: Evidence) -> JobStatus:
     over = last if last and last.state in _SLURM_ENDS else row
     if over and over.state in _SLURM_ENDS:
         return _ended_by_slurm(seen, over, row)
-    # accounting is some seconds behind the queue: what it says waits may have been cancelled since
-    waits = last is not None and last.state in WAITING
-    if last and waits and not seen.cancel_ordered:
-        return _pending(seen, last)
-    if last and not waits:
+    # from here on accounting is some seconds behind the queue
+    if last and last.state in WAITING:
+        if not seen.cancel_ordered:
+            return _pending(seen, last)
+    elif last:
         return _now(
             seen, JobState.UNKNOWN, message=f"Slurm's queue has no job {seen.job}; sacct says {last.state}"
         )

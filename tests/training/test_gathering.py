@@ -20,13 +20,14 @@ from nemorun.training.optimizer import part
 from nemorun.training.pipeline import OnePiece
 from tests.training.forks import Forks
 
+SHAPE = GPTConfig(hidden_size=32, num_layers=3, num_attention_heads=4, seq_length=16, vocab_size=64)
+
 
 def gradients(ranks: Ranks, config: TrainerConfig, ahead: bool) -> dict[str, torch.Tensor]:
     """Loss and gradients of the second pass, with units that are freed between their uses, as on GPUs."""
-    shape = GPTConfig(hidden_size=32, num_layers=3, num_attention_heads=4, seq_length=16, vocab_size=64)
     layout = Layout(config, ParallelismConfig(), ranks)
     with contextlib.nullcontext() if ahead else mock.patch.object(parallel, "_gather_ahead"):
-        (model,) = parallel.parallelize(GPTModel(shape), config, layout)
+        (model,) = parallel.parallelize(GPTModel(SHAPE), config, layout)
     assert isinstance(model, FSDPModule)
     model.set_reshard_after_forward(True)
     tokens = torch.arange(16)[None] + ranks.rank
@@ -68,9 +69,8 @@ def both_ways() -> None:
 
 def after_two_steps(ranks: Ranks, keeps_gathered: bool) -> tuple[int, dict[str, torch.Tensor]]:
     """Gatherings in the second of two steps of three micro-batches, and the weights after it."""
-    shape = GPTConfig(hidden_size=32, num_layers=3, num_attention_heads=4, seq_length=16, vocab_size=64)
     config = TrainerConfig(accelerator="cpu", devices=2, reshard_after_forward=not keeps_gathered)
-    (model,) = parallel.parallelize(GPTModel(shape), config, Layout(config, ParallelismConfig(), ranks))
+    (model,) = parallel.parallelize(GPTModel(SHAPE), config, Layout(config, ParallelismConfig(), ranks))
     assert isinstance(model, FSDPModule)
     model.set_reshard_after_forward(not keeps_gathered)  # as on GPUs
     update = torch.optim.SGD(model.parameters(), lr=0.1)
