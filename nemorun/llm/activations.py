@@ -5,7 +5,8 @@ Nothing here is fitted. Each list is what torch's min-cut partitioner keeps of t
 prints it from the code that runs, and the tests compare. Three things are not plain to see:
 
 - Elementwise work is computed again if nothing else needs its result. What a product of the backward pass
-  reads (normalised inputs, the activation in front of `down`) is kept.
+  reads (normalised inputs, the activation in front of `down`) is kept; but that one is made anew where
+  `down` is trained in bfloat16 or float32.
 - The values are a slice of the product that makes queries, keys and values, and a slice keeps all of it.
 - torch 2.11 keeps what tensor-parallel ranks have exchanged even with `full`: 2 x S x D and a share of it.
   Later releases compute that again.
@@ -64,7 +65,10 @@ def block_activations(
 
     whole = between + wide * sizes.hidden + wide * (sizes.queries + sizes.keys) + attention
     whole += wide * sizes.queries + statistics + between  # attention's output, the sum after it
+    remakes = model.gated and not (model.num_experts or model.lora.enabled or float8)
+    """The activation in front of `down` is made anew beside its gradient (`nemorun.training.gating`)."""
     whole += wide * _feed_forward(model, sizes, frozen=model.lora.enabled, adapted=adapted)
+    whole -= wide * sizes.ffn if remakes else 0
     if casts_weights and not model.lora.enabled:
         whole += width * sizes.matrices
 
@@ -83,7 +87,7 @@ def block_activations(
         selective += 0 if model.num_experts else tokens * (sizes.hidden + sizes.ffn)
 
     full = between + exchanged
-    gradients = between + wide * (sizes.hidden + sizes.passing)
+    gradients = between + wide * (sizes.hidden + sizes.passing + sizes.ffn * remakes)
     kept: dict[Recompute, float] = {"none": whole, "selective": selective, "full": full}
     return BlockActivations(
         kept=kept, working={kind: max(0.0, whole - kept[kind]) + gradients for kind in kept}

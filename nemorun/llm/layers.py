@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from nemorun.llm.config import GPTConfig, LoraConfig, RopeScaling
 from nemorun.training.adapted import Adapter, adapted_linear
 from nemorun.training.fp8 import fits, scaled_gated, scaled_linear
-from nemorun.training.gating import gated
+from nemorun.training.gating import gated, gated_linear
+from nemorun.training.products import summed_linear
 from nemorun.training.tensor_parallel import local
 
 
@@ -47,6 +48,8 @@ class Linear(nn.Module):
         self.tensor_group: dist.ProcessGroup | None = None
         self.float8 = False
         """Whether the product with the weight is in float8; adapters' never is."""
+        self.weight_sum: Tensor | None = None
+        """Where the weight's gradient is added up, if not by autograd (`training.summing`)."""
         # Of a frozen weight, where it is quantized once (`fp8.quantize_frozen`). No state.
         self.register_buffer("float8_weight", None, persistent=False)
         self.register_buffer("float8_scale", None, persistent=False)
@@ -67,9 +70,13 @@ class Linear(nn.Module):
         """
         weight, adapter = local(self.weight), self._adapter(x)
         if self._in_float8(x, weight):
-            return scaled_linear(x, *self._float8(weight, x.dtype), adapter, largest)
+            return scaled_linear(x, *self._float8(weight, x.dtype), adapter, largest, self.weight_sum)
         weight = weight.to(x.dtype)
-        return F.linear(x, weight) if adapter is None else adapted_linear(x, weight, adapter)
+        if adapter is not None:
+            return adapted_linear(x, weight, adapter)
+        if self.weight_sum is not None:
+            return summed_linear(x, weight, self.weight_sum)
+        return F.linear(x, weight)
 
     def gated(self, x: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
         """silu(gate) x up of the output, where they stand in turns of `block`; and its `largest`."""
@@ -77,7 +84,14 @@ class Linear(nn.Module):
         if not self._in_float8(x, weight):
             return gated(self(x), block), None
         weight, scale = self._float8(weight, x.dtype)
-        return scaled_gated(x, weight, block, scale, self._adapter(x))
+        return scaled_gated(x, weight, block, scale, self._adapter(x), self.weight_sum)
+
+    def of_gate(self, both: Tensor, block: int) -> Tensor:
+        """The product with silu(gate) x up, which stand in `both` [..., 2 x in] in turns of `block`."""
+        weight = local(self.weight)
+        if self.adapted or self.float8 or not (both.requires_grad and weight.requires_grad):
+            return self(gated(both, block))
+        return gated_linear(both, weight.to(both.dtype), block, self.weight_sum)
 
     def _in_float8(self, x: Tensor, weight: Tensor) -> bool:
         return self.float8 and fits(x, weight)

@@ -1,7 +1,8 @@
-"""How many sequences a forward pass takes where `data.micro_batch_size` leaves that open; torch-free.
+"""What a step's micro-batches are where the settings leave that open; torch-free.
 
-More of them share one gathering of weights and one sending of gradients, and take more memory. What is learnt
-does not depend on it: the global batch is the same, and its loss is divided by all its tokens at once.
+What is learnt does not depend on it: the global batch is the same, and its loss is divided by all its tokens
+at once. But ranks exchange gradients with each micro-batch, and so less often the larger it is; or, where a
+GPU has room for whole sums of them, once a step.
 """
 
 from __future__ import annotations
@@ -15,24 +16,41 @@ ENOUGH = 16_384
 ROOM = 1 / 6
 """Share of a GPU that stays free by the estimate: FSDP's buffers go from one stream to another, for which
 torch's allocator held up to a seventh of an H200 beside what was in use."""
+ROOM_WITHOUT_EXCHANGES = 1 / 16
+"""The same where gradients are exchanged once a step: it held a fiftieth."""
 
 
 def settled(run: Run, capacity: float | None) -> Run:
-    """The run with a number in `data.micro_batch_size`.
+    """The run with a number in `data.micro_batch_size` and a truth value in `trainer.sync_each_micro_batch`.
 
-    One, doubled while the forward pass has no more than ENOUGH tokens, ROOM is left of a GPU with `capacity`
-    bytes and the global batch can be divided so. One without a GPU (None), and in a pipeline, which is the
-    fuller the more micro-batches there are.
+    Gradients are exchanged once a step if there is room on a GPU with `capacity` bytes. The micro-batch is
+    one, doubled while its forward pass has no more than ENOUGH tokens, there is room and the global batch can
+    be divided so. One without a GPU (None), and in a pipeline, which is the fuller the more there are.
     """
-    if run.data.micro_batch_size is not None:
-        return run
-    found = replace(run, data=replace(run.data, micro_batch_size=1))
-    if capacity is None or run.parallelism.pipeline_parallel > 1:
+    found = _synced(replace(run, data=replace(run.data, micro_batch_size=run.data.rows)), capacity)
+    if run.data.micro_batch_size is not None or capacity is None or run.parallelism.pipeline_parallel > 1:
         return found
     length = (run.data.seq_length or run.model.seq_length) // run.parallelism.context_parallel
     while 2 * found.data.rows * length <= ENOUGH:
         more = found.changed(Change("data", "micro_batch_size", 2 * found.data.rows))
-        if more is None or more.share(capacity) > 1 - ROOM:
+        if more is None or not _has_room(more, capacity):
             break
         found = more
     return found
+
+
+def _synced(run: Run, capacity: float | None) -> Run:
+    if run.trainer.sync_each_micro_batch is not None:
+        return run
+    ranks = run.trainer.num_nodes * run.trainer.devices
+    exchanges = ranks > run.parallelism.tensor_parallel * run.parallelism.pipeline_parallel
+    several = run.data.global_batch_size > run.data.rows * run.parallelism.data_ranks(ranks)
+    once = run.changed(Change("trainer", "sync_each_micro_batch", False))
+    if exchanges and several and once and capacity is not None and _has_room(once, capacity):
+        return once
+    return replace(run, trainer=replace(run.trainer, sync_each_micro_batch=True))
+
+
+def _has_room(run: Run, capacity: float) -> bool:
+    exchanges = run.trainer.sync_each_micro_batch is not False
+    return run.share(capacity) <= 1 - (ROOM if exchanges else ROOM_WITHOUT_EXCHANGES)

@@ -95,8 +95,12 @@ class FeedForward(nn.Module):
         self.region = WHOLE
 
     def forward(self, x: Tensor) -> Tensor:
-        inner, largest = self.gate_up.gated(self.region.enter(x), self.block)
-        return self.region.leave(self.down(inner, largest))
+        x = self.region.enter(x)
+        if self.gate_up.float8 or self.down.float8:
+            y = self.down(*self.gate_up.gated(x, self.block))
+        else:
+            y = self.down.of_gate(self.gate_up(x), self.block)
+        return self.region.leave(y)
 
 
 class SquaredReluFeedForward(nn.Module):

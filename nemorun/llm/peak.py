@@ -94,6 +94,7 @@ class _Stage:
         self.units = units
         self.always = self._always()
         self.keeps_gathered = self.parameters.wraps and not trainer.reshard_after_forward
+        self.sums_whole = self.parameters.wraps and trainer.sync_each_micro_batch is False
         shards = shards_of(trainer, parallelism)[1]
         on_one_node = shards * parallelism.tensor_parallel <= trainer.devices
         at_owners = on_one_node and self.stages == 1 and parallelism.expert_parallel == 1
@@ -127,6 +128,9 @@ class _Stage:
         if self.stages > 1 and self.parameters.wraps:
             yield from self._gathered_pipeline()
             return
+        if self.sums_whole:
+            yield from self._with_whole_sums()
+            return
         before = sums if self.micro_batches > 1 else 0.0
         everything = self._kept_open() + self._open(self.parameters.head) * self.last
         if before and self.keeps_gathered:  # with the first micro-batch, when there are no sums yet
@@ -139,6 +143,21 @@ class _Stage:
             yield replace(moment, gathered=everything) if self.keeps_gathered else moment
         yield from self._late(sums)
         yield self._update(sums)
+
+    def _with_whole_sums(self) -> Iterator[Memory]:
+        """Gradients lie whole from step to step (`nemorun.training.summing`), where they are exchanged, too.
+        Weights come with the first micro-batch and stay."""
+        whole = sum(4 * unit.trained for unit in self.units)
+        for moment in self._forward(whole):
+            yield replace(moment, gathered=moment.gathered + self._kept_open())
+        everything = self._kept_open() + self._open(self.parameters.head)
+        block = self._in_block("the first block of the backward pass", self.activations, whole, ())
+        yield replace(block, gathered=everything)
+        table = self.parameters.embedding.trained * self.width
+        yield replace(
+            self.always, moment="the embedding's gradient", gradients=whole + table, gathered=everything
+        )
+        yield self._update(whole)
 
     def _forward(self, before: float) -> Iterator[Memory]:
         """Moments when most activations are there; `before`: the sums of earlier micro-batches' gradients."""

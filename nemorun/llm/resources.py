@@ -62,4 +62,6 @@ def notes(
     run = settled(Run(model, trainer, data, optim, parallelism), capacity)
     memory = run.memory()
     rows = "" if data.micro_batch_size is not None else f" with micro-batches of {run.data.rows}"
+    if trainer.sync_each_micro_batch is None and run.trainer.sync_each_micro_batch is False:
+        rows += f"{' and' if rows else ' with'} gradients exchanged once a step"
     return [f"memory: about {memory.describe()}{rows}, at its peak: {memory.moment}"]

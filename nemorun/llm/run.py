@@ -66,7 +66,7 @@ def train(
         f"kernels  {_kernels(model, data, seq_length, training)}"
     )
     run = settled(Run(model, training.config, data, optim, parallelism), _smallest_gpu(ranks))
-    data = run.data
+    data, training.config = run.data, run.trainer
     if ranks.device.type == "cuda" and trainer.gpu_memory_gib is None:
         _check_memory(run, training, shown)
     text = _data(data, seq_length, model.vocab_size, training)
@@ -74,10 +74,11 @@ def train(
     if writes_tensorboard(log):
         where += f"\ncurves   tensorboard --logdir {shlex.quote(str(results_folder(log)))}"
     tokens = data.global_batch_size * seq_length
+    once = "" if run.trainer.sync_each_micro_batch else ", gradients exchanged once a step"
     shown(
         f"data     {text}\n"
         f"train    {trainer.max_steps} steps of {data.global_batch_size} x {seq_length} tokens in "
-        f"micro-batches of {data.rows}, {trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
+        f"micro-batches of {data.rows}{once}, {trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
         f"{where}"
     )
     with contextlib.closing(Prefetched(text, data.prefetch)) as batches:

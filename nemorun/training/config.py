@@ -45,6 +45,10 @@ class TrainerConfig:
     """fsdp: free a block's gathered weights after its forward pass, and gather them again for the backward
     pass. False keeps them, 2 bytes a parameter, up to the backward pass of a step's last micro-batch: what is
     gathered once a step would else be twice with each micro-batch."""
+    sync_each_micro_batch: bool | None = None
+    """Ranks exchange gradients with each micro-batch of a step, so that each keeps the sum of its own part
+    only. False: once a step, and until then each adds up whole ones, 4 bytes a parameter. None: False where a
+    step has several micro-batches, GPUs have room, and the layout is one for which that is built."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping: nothing, all but matrix products and
     attention, or whole blocks."""
@@ -265,6 +269,7 @@ def check_layout(
             f"{data_ranks}. Leave it out, or change one of the others"
         )
     _check_groups(trainer, parallelism, data_ranks)
+    _check_sums(trainer, parallelism)
     if global_batch_size % (micro_batch_size * data_ranks):
         raise ConfigError(
             f"data.global_batch_size={global_batch_size} is not divisible by data.micro_batch_size="
@@ -303,6 +308,23 @@ def _check_groups(trainer: TrainerConfig, parallelism: ParallelismConfig, data_r
             f"that it is made of: {data_ranks} data-parallel / replicate={parallelism.replicate} x "
             f"context_parallel={parallelism.context_parallel}"
         )
+
+
+def _check_sums(trainer: TrainerConfig, parallelism: ParallelismConfig) -> None:
+    """Whole sums are for weights that are kept gathered and divided in one way."""
+    if trainer.sync_each_micro_batch is not False:
+        return
+    if trainer.reshard_after_forward:
+        raise ConfigError(
+            "trainer.sync_each_micro_batch=False keeps gradients whole, and needs whole weights to be kept: "
+            "set trainer.reshard_after_forward=False"
+        )
+    for name in ("tensor_parallel", "pipeline_parallel", "expert_parallel"):
+        if (ranks := getattr(parallelism, name)) > 1:
+            raise ConfigError(
+                f"trainer.sync_each_micro_batch=False is not for parallelism.{name}={ranks}, only for "
+                f"parallelism.{name}=1: set trainer.sync_each_micro_batch=True or leave it out"
+            )
 
 
 def _at_least(name: str, value: float, least: int) -> None:

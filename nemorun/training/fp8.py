@@ -24,6 +24,7 @@ from nemorun.errors import ConfigError
 from nemorun.training.adapted import Adapter, add_thin_product
 from nemorun.training.compiling import HAS_TRITON
 from nemorun.training.gating import gate, gate_backward
+from nemorun.training.products import add
 from nemorun.training.tensor_parallel import local
 
 E4M3 = torch.float8_e4m3fn
@@ -38,24 +39,33 @@ def scaled_linear(
     scale: Tensor | None = None,
     adapter: Adapter | None = None,
     largest: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
     """x [..., D] @ weight [O, D].T, and what an adapter adds (not in float8).
 
     `scale`: of a weight that is in e4m3 already, and then has no gradient. `largest`: magnitudes whose
-    greatest is the greatest in x, where they are known.
+    greatest is the greatest in x, where they are known. `total` [O, D] (float32): what the weight's gradient
+    is added to, instead of being given.
     """
-    y: Tensor = _ScaledLinear.apply(x.flatten(0, -2), weight, scale, largest, None, *_tensors(adapter))
+    y: Tensor = _ScaledLinear.apply(x.flatten(0, -2), weight, scale, largest, total, None, *_tensors(adapter))
     return y.view(*x.shape[:-1], -1)
 
 
 def scaled_gated(
-    x: Tensor, weight: Tensor, block: int, scale: Tensor | None = None, adapter: Adapter | None = None
+    x: Tensor,
+    weight: Tensor,
+    block: int,
+    scale: Tensor | None = None,
+    adapter: Adapter | None = None,
+    total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """silu(gate) x up of the product, which stand in turns of `block`: [..., O / 2]; and its `largest`.
 
     In one, so that the product's gradients know the largest of the gate's without reading it again.
     """
-    inner, largest = _ScaledLinear.apply(x.flatten(0, -2), weight, scale, None, block, *_tensors(adapter))
+    inner, largest = _ScaledLinear.apply(
+        x.flatten(0, -2), weight, scale, None, total, block, *_tensors(adapter)
+    )
     return inner.view(*x.shape[:-1], -1), largest
 
 
@@ -130,6 +140,7 @@ class _ScaledLinear(torch.autograd.Function):
         weight: Tensor,
         scale: Tensor | None,
         largest: Tensor | None,
+        total: Tensor | None,
         block: int | None,
         a: Tensor | None,
         b: Tensor | None,
@@ -152,12 +163,12 @@ class _ScaledLinear(torch.autograd.Function):
         # The weight is kept as it was given and cast again: where ranks share weights, it is freed until the
         # backward pass, and float8 copies of all layers would not be.
         before_gate = None if block is None else y
-        ctx.save_for_backward(kept_x, x_scale, weight, w_scale, seen, xa, a, b, before_gate)
+        ctx.save_for_backward(kept_x, x_scale, weight, w_scale, seen, xa, a, b, before_gate, total)
         return y if block is None else gate(y, block)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        turned_x, x_scale, weight, w_scale, seen, xa, a, b, before_gate = ctx.saved_tensors
+        turned_x, x_scale, weight, w_scale, seen, xa, a, b, before_gate, total = ctx.saved_tensors
         wants_x, wants_weight, *_ = ctx.needs_input_grad
         if ctx.block is None:
             g_scale = _scale(grad.abs(), E5M2)
@@ -167,7 +178,10 @@ class _ScaledLinear(torch.autograd.Function):
         grad_x = grad_weight = grad_a = grad_b = grad_xa = None
         if wants_weight:
             g8, turned_g = _cast_both(grad, g_scale, E5M2)
-            grad_weight = _product(turned_g, turned_x, g_scale, x_scale, weight.dtype)
+            if total is None:
+                grad_weight = _product(turned_g, turned_x, g_scale, x_scale, weight.dtype)
+            else:
+                _add_product(total, turned_g, turned_x, g_scale, x_scale, weight.dtype)
         else:
             g8 = _cast(grad, g_scale, E5M2)
         if xa is not None:
@@ -182,7 +196,7 @@ class _ScaledLinear(torch.autograd.Function):
             else:
                 grad_x = _adapted_product(g8, turned_w, g_scale, w_scale, grad_xa, a.t(), quick=False)
         grad_dropped = grad_xa @ a if grad_xa is not None and ctx.drops else None
-        return grad_x, grad_weight, None, None, None, grad_a, grad_b, grad_dropped
+        return grad_x, grad_weight, None, None, None, None, grad_a, grad_b, grad_dropped
 
 
 def _product(
@@ -196,6 +210,18 @@ def _product(
     if not _on_a_gpu(a):
         return ((a.float() @ b.float().t()) * (a_scale * b_scale)).to(dtype)
     return torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=quick)
+
+
+@torch.library.custom_op("nemorun::add_scaled_product", mutates_args=("total",))
+def _add_product(
+    total: Tensor, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype
+) -> None:
+    """total (float32) += the product, of this type: in two passes, as no float8 product adds to a sum."""
+    add(total, _product(a, b, a_scale, b_scale, dtype))
+
+
+@_add_product.register_fake
+def _(total: Tensor, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype) -> None: ...
 
 
 def _cast_both(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:

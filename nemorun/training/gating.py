@@ -4,7 +4,10 @@ torch.compile makes one kernel of the gradient, too, but one that works out both
 and takes one: a third slower than memory allows. So GPUs run a kernel of ours in training. Elsewhere plain
 operators do the same, which a compiler can join to what is around them.
 
-Both operators also tell the largest magnitudes of what they give, which float8 scales by: it would have to be
+Where the gate is followed by a matrix that is trained, both are one function: the gradient of the matrix
+needs the gate's result, which is made anew in the pass that makes the gate's gradient, not kept.
+
+Two operators also tell the largest magnitudes of what they give, which float8 scales by: it would have to be
 read again for that.
 
 Shapes: T (rows), F (channels) and P (places where a part of the work is done, as many as the device likes).
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemorun.training.compiling import HAS_TRITON
+from nemorun.training.products import weight_gradient
 
 _AT_ONCE = 2048
 """Channels that are worked on at one place."""
@@ -29,6 +33,30 @@ def gated(both: Tensor, block: int) -> Tensor:
     if both.is_cuda and HAS_TRITON and both.requires_grad:
         return gate(both.flatten(0, -2), block)[0].view(*both.shape[:-1], -1)
     return _plain(both, block)
+
+
+def gated_linear(both: Tensor, weight: Tensor, block: int, total: Tensor | None = None) -> Tensor:
+    """both [..., 2 F], weight [O, F] -> (silu(gate) x up) @ weight.T [..., O].
+
+    The weight's gradient is added to `total` [O, F] (float32), where there is one.
+    """
+    y: Tensor = _GatedLinear.apply(both.flatten(0, -2), weight, block, total)
+    return y.view(*both.shape[:-1], -1)
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, both: Tensor, weight: Tensor, block: int, total: Tensor | None) -> Tensor:
+        ctx.block = block
+        ctx.save_for_backward(both, weight, total)
+        inner = gate(both, block)[0] if both.is_cuda and HAS_TRITON else _plain(both, block)
+        return inner @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        both, weight, total = ctx.saved_tensors
+        grad_both, inner = gate_backward_and_gate(both, grad @ weight, ctx.block)
+        return grad_both, weight_gradient(grad, inner, total), None, None
 
 
 def _plain(both: Tensor, block: int) -> Tensor:
@@ -78,6 +106,25 @@ def gate_backward(both: Tensor, grad: Tensor, block: int) -> tuple[Tensor, Tenso
 @gate_backward.register_fake
 def _(both: Tensor, grad: Tensor, block: int) -> tuple[Tensor, Tensor]:
     return both.new_empty(both.shape), _largest_like(both, block)
+
+
+@torch.library.custom_op("nemorun::gate_backward_and_gate", mutates_args=())
+def gate_backward_and_gate(both: Tensor, grad: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """The gradient [T, 2 F] of `both`, and silu(gate) x up [T, F] itself."""
+    if not (both.is_cuda and HAS_TRITON):
+        return gate_backward(both, grad, block)[0], _plain(both, block)
+    from nemorun.training import kernels
+
+    result, inner, largest = both.new_empty(both.shape), _inner_like(both), _largest_like(both, block)
+    kernels.gate_backward(
+        both.contiguous(), grad.contiguous(), result, largest, block, _pairs_at_once(block), inner
+    )
+    return result, inner
+
+
+@gate_backward_and_gate.register_fake
+def _(both: Tensor, grad: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    return both.new_empty(both.shape), _inner_like(both)
 
 
 def _inner_like(both: Tensor) -> Tensor:

@@ -28,21 +28,24 @@ def _gate(both, inner, largest, pairs, BLOCK: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _gate_backward(both, grad, result, largest, pairs, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _gate_backward(
+    both, grad, result, largest, inner, pairs, BLOCK: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr
+):
     first = tl.program_id(0) * ROWS
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
     here = first + row < pairs
     at = first.to(tl.int64) * 2 * BLOCK + row * 2 * BLOCK + column
     gate = tl.load(both + at, here, other=0.0).to(tl.float32)
     up = tl.load(both + at + BLOCK, here, other=0.0).to(tl.float32)
-    of_inner = tl.load(grad + first.to(tl.int64) * BLOCK + row * BLOCK + column, here, other=0.0).to(
-        tl.float32
-    )
+    at_inner = first.to(tl.int64) * BLOCK + row * BLOCK + column
+    of_inner = tl.load(grad + at_inner, here, other=0.0).to(tl.float32)
     share = tl.sigmoid(gate)
     of_gate = of_inner * up * share * (1.0 + gate * (1.0 - share))
     of_up = of_inner * gate * share
     tl.store(result + at, of_gate, here)
     tl.store(result + at + BLOCK, of_up, here)
+    if INNER:
+        tl.store(inner + at_inner, gate * share * up, here)
     most = tl.maximum(tl.abs(of_gate), tl.abs(of_up))
     tl.store(largest + tl.program_id(0), tl.max(tl.max(most, 1), 0))
 
@@ -59,12 +62,24 @@ def gate(both: Tensor, inner: Tensor, largest: Tensor, block: int, pairs_at_once
 
 
 def gate_backward(
-    both: Tensor, grad: Tensor, result: Tensor, largest: Tensor, block: int, pairs_at_once: int
+    both: Tensor,
+    grad: Tensor,
+    result: Tensor,
+    largest: Tensor,
+    block: int,
+    pairs_at_once: int,
+    inner: Tensor | None = None,
 ) -> None:
-    """result [T, 2 F]: the gradient of `both` from that of `gate`'s result [T, F]; `largest` as there."""
+    """result [T, 2 F]: the gradient of `both` from that of `gate`'s result [T, F]; `largest` as there.
+
+    Fills `inner` with `gate`'s result, too, in the same pass.
+    """
     if grad.numel():
         pairs = grad.numel() // block
-        _gate_backward[(len(largest),)](both, grad, result, largest, pairs, block, pairs_at_once)
+        _gate_backward[(len(largest),)](
+            both, grad, result, largest, grad if inner is None else inner, pairs,
+            block, pairs_at_once, inner is not None,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -126,6 +141,21 @@ def add_up(rows: Tensor, total: Tensor) -> None:
     numel = total.numel()
     if numel:
         _add_up[(triton.cdiv(numel, _ELEMENTS),)](rows, total, numel, len(rows), _ELEMENTS)
+
+
+@triton.jit
+def _add(total, x, numel, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = at < numel
+    value = tl.load(x + at, here, other=0.0).to(tl.float32)
+    tl.store(total + at, tl.load(total + at, here, other=0.0) + value, here)
+
+
+def add(total: Tensor, x: Tensor) -> None:
+    """total += x, both whole in memory; total in float32."""
+    numel = total.numel()
+    if numel:
+        _add[(triton.cdiv(numel, _ELEMENTS),)](total, x, numel, _ELEMENTS)
 
 
 @triton.jit

@@ -40,6 +40,7 @@ from nemorun.training.pipeline import Micro, OnePiece, Passes, Pipeline
 from nemorun.training.progress import Clock, say, step_line
 from nemorun.training.speed import peak_memory_gib, speed_of
 from nemorun.training.spikes import LossSpikes
+from nemorun.training.summing import WholeSums
 from nemorun.training.watchdog import Watchdog
 
 
@@ -113,7 +114,11 @@ class Loop:
         self.passes: Passes = (
             Pipeline(self.pieces, layout)
             if layout.stages > 1
-            else OnePiece(self.pieces[0], keeps_gathered=not self.config.reshard_after_forward)
+            else OnePiece(
+                self.pieces[0],
+                keeps_gathered=not self.config.reshard_after_forward,
+                sums=WholeSums(self.pieces[0]) if self._sums_whole else None,
+            )
         )
         self.optimizer = build_optimizer(self.pieces, self.optim)
         folder = Path(self.checkpoint.dir or results_folder(self.log) / "checkpoints").absolute()
@@ -142,6 +147,10 @@ class Loop:
             self.checkpointer.close()
             if self.metrics:
                 self.metrics.close()
+
+    @property
+    def _sums_whole(self) -> bool:
+        return self.layout.shares_weights and self.config.sync_each_micro_batch is False
 
     def _go_on(self, state: dict[str, Any], batches: Batches, folder: Path) -> None:
         if (was := state.get("origin", self.origin)) != self.origin:

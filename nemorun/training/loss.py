@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemorun.training.compiling import fused
+from nemorun.training.products import add_product
 
 #: The label of a position that is not trained on.
 IGNORE = -100
@@ -62,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_x is not None:
                 torch.mm(gradient, weight, out=grad_x[piece])
             if grad_weight is not None:
-                _add_product(grad_weight, gradient.T, x[piece])
+                add_product(grad_weight, gradient.T, x[piece])
         ctx.dtype = weight.dtype
         ctx.save_for_backward(grad_x, grad_weight)
         return loss
@@ -123,11 +124,3 @@ def _shares(logits: Tensor, log_total: Tensor) -> Tensor:
 @fused()
 def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return (x * factor).to(dtype)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total (float32) += a @ b, in one pass where the product is a GPU's."""
-    if a.is_cuda and torch.version.cuda and a.dtype != torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    else:
-        total += a @ b

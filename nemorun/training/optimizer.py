@@ -105,7 +105,7 @@ class Optimizer(torch.optim.Optimizer):
             gradient = part(p.grad) if divisor is None else part(p.grad) / divisor
             old = part(momentum).clone()
             part(momentum).mul_(self.config.momentum).add_(gradient)
-            ahead = _like(p, gradient + self.config.momentum * part(momentum))
+            ahead = like(p, gradient + self.config.momentum * part(momentum))
             whole = ahead.full_tensor() if isinstance(ahead, DTensor) else ahead
             change = orthogonalised(whole) * 0.2 * max(whole.shape[-2:]) ** 0.5
             if isinstance(p, DTensor):
@@ -129,7 +129,8 @@ def part(tensor: Any) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _like(p: Any, local: Tensor) -> Any:
+def like(p: Any, local: Tensor) -> Any:
+    """A rank's part of something shaped as parameter `p` is, as what `p` is."""
     if not isinstance(p, DTensor):
         return local
     return DTensor.from_local(

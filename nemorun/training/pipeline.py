@@ -18,6 +18,7 @@ from torch.distributed.pipelining.schedules import (
 from nemorun.training.batch import Inputs
 from nemorun.training.layout import Layout, submesh
 from nemorun.training.model import TrainableModel
+from nemorun.training.summing import WholeSums
 
 Micro = tuple[Tensor, Inputs]
 """This rank's share of a micro-batch: tokens [B, S] and the rest."""
@@ -37,15 +38,21 @@ class Passes(Protocol):
 class OnePiece:
     """The whole model on each rank, one micro-batch after the other.
 
-    With `keeps_gathered`, weights are gathered once for all micro-batches of a step.
+    With `keeps_gathered`, weights are gathered once for all micro-batches of a step; with `sums`, which
+    wants that, gradients are exchanged once.
     """
 
-    def __init__(self, model: TrainableModel, keeps_gathered: bool = False) -> None:
+    def __init__(
+        self, model: TrainableModel, keeps_gathered: bool = False, sums: WholeSums | None = None
+    ) -> None:
         self.model = model
         self.keeps_gathered = keeps_gathered
+        self.sums = sums
 
     def train(self, micro_batches: Sequence[Micro], scale: Tensor) -> Tensor:
         total = torch.zeros((), device=scale.device)
+        if self.sums:
+            self.sums.clear()
         for number, (tokens, inputs) in enumerate(micro_batches, start=1):
             if isinstance(self.model, FSDPModule):
                 # Replicas exchange gradients once; shards with each micro-batch, so that no rank ever holds
@@ -54,8 +61,12 @@ class OnePiece:
                 self.model.set_requires_all_reduce(last)
                 self.model.set_reshard_after_backward(last or not self.keeps_gathered)
             loss = self.model(tokens, inputs)
+            if self.sums:
+                self.sums.catch()
             (loss * scale).backward()
             total += loss.detach()
+        if self.sums:
+            self.sums.exchange()
         return total
 
     @torch.no_grad()

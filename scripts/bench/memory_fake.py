@@ -43,6 +43,7 @@ from nemorun.training.layout import Layout
 from nemorun.training.optim import build_optimizer
 from nemorun.training.parallel import parallelize
 from nemorun.training.pipeline import OnePiece
+from nemorun.training.summing import WholeSums
 
 
 class Storages(TorchDispatchMode):
@@ -122,7 +123,8 @@ def fake_peak(
             if isinstance(piece, FSDPModule):
                 piece.set_reshard_after_forward(trainer.reshard_after_forward)  # as on GPUs
             updates = build_optimizer([piece], optim)
-            passes = OnePiece(piece, keeps_gathered=not trainer.reshard_after_forward)
+            sums = WholeSums(piece) if trainer.sync_each_micro_batch is False else None
+            passes = OnePiece(piece, keeps_gathered=not trainer.reshard_after_forward, sums=sums)
             for _ in range(2):
                 batches = [_batch(rows, length) for _ in range(micro_batches)]
                 passes.train(batches, torch.ones(()))

@@ -46,13 +46,28 @@ LORA = {"enabled": True, "rank": 16, "alpha": 32.0}
 
 SELECTIVE = {"recompute": "selective"}
 FAST = {**SELECTIVE, "reshard_after_forward": False}
+SUMMED = {**FAST, "sync_each_micro_batch": False}
 
 #: name -> what it trains; `gpus` 0: all of them.
 ROWS: dict[str, dict[str, Any]] = {
     "pretrain": {"gpus": 0, "rows": 2, "trainer": FAST},
     "pretrain-1": {"gpus": 0, "rows": 1},
     # a part of the steps that `nemorun run llama3_8b_pretrain num_gpus=2` takes on H200s
-    "pretrain-sums": {"gpus": 0, "rows": 1, "micro_batches": 8, "trainer": FAST},
+    "pretrain-sums": {"gpus": 0, "rows": 1, "micro_batches": 8, "trainer": SUMMED},
+    "pretrain-sums-fp8": {
+        "gpus": 0,
+        "rows": 1,
+        "micro_batches": 8,
+        "trainer": {**SUMMED, "precision": "fp8-mixed"},
+    },
+    "packed-sums": {
+        "gpus": 0,
+        "rows": 2,
+        "length": 4096,
+        "packed": True,
+        "micro_batches": 8,
+        "trainer": SUMMED,
+    },
     "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": {**SELECTIVE, "precision": "fp8-mixed"}},
     "pretrain-bf16-moments": {"gpus": 0, "rows": 1, "optim": {"moments": "bf16"}},
     "lora": {"gpus": 1, "rows": 1, "model": {"lora": LORA}},

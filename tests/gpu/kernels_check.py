@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nemorun.training import adapted, fp8, gating, loss, optimizer, reducing
 from nemorun.training.fp8 import E4M3, E5M2
+from nemorun.training.products import add_product
 from tests.gpu.measuring import CUDA, DEVICE, HALF, failures, said, timed
 
 TOKENS, CHANNELS, VOCABULARY, WIDTH = (16384, 14336, 128256, 4096) if CUDA else (32, 128, 100, 16)
@@ -170,12 +171,12 @@ def losses() -> None:
         part = slice(0, 1000)
         wanted = total[part] + gradient[:, part].T.float() @ x.float()
         kept = total.clone()
-        loss._add_product(kept, gradient.T, x)
+        add_product(kept, gradient.T, x)
         line(
             "product added in float32",
             apart(kept[part], wanted),
             5e-3,
-            lambda: loss._add_product(kept, gradient.T, x),
+            lambda: add_product(kept, gradient.T, x),
             8 * total.numel(),
         )
         plain = timed(lambda: gradient.T @ x)

@@ -15,7 +15,7 @@ from nemorun.llm import GPTConfig, pretrain
 from nemorun.llm.data.config import DataConfig, FinetuneDataConfig
 from nemorun.llm.fits import Run
 from nemorun.llm.memory import GIB
-from nemorun.llm.micro_batch import ENOUGH, ROOM, settled
+from nemorun.llm.micro_batch import ENOUGH, ROOM, ROOM_WITHOUT_EXCHANGES, settled
 from nemorun.training.config import LogConfig, TrainerConfig
 
 H100, H200 = 79.1 * GIB, 139.8 * GIB
@@ -27,33 +27,76 @@ def run_of(recipe: str, **arguments: Any) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "arguments", "capacity", "rows"),
+    ("recipe", "arguments", "capacity", "rows", "once"),
     [
-        ("llama3_8b_pretrain", {}, H200, 2),  # 2 x 8,192 tokens
-        ("llama3_8b_pretrain", {}, H100, 1),  # 83 of 79 GiB with two
-        ("llama3_8b_pretrain", {"num_gpus": 2}, H200, 1),  # 128 of 140 GiB with two
-        ("llama3_8b_finetune", {"num_gpus": 1}, H100, 4),  # 67 of 79 GiB with eight
-        ("llama3_8b_finetune", {"num_gpus": 1}, H200, 8),  # 8 x 2,048 tokens
-        ("llama3_70b_pretrain", {}, H200, 1),  # a pipeline
+        ("llama3_8b_pretrain", {}, H200, 2, True),  # 2 x 8,192 tokens
+        ("llama3_8b_pretrain", {}, H100, 1, False),  # 84 of 79 GiB with whole sums, 83 with two
+        ("llama3_8b_pretrain", {"num_gpus": 2}, H200, 1, True),  # 143 of 140 GiB with two
+        ("llama3_8b_finetune", {"num_gpus": 1}, H100, 4, False),  # 67 of 79 GiB with eight
+        ("llama3_8b_finetune", {"num_gpus": 1}, H200, 8, False),  # 8 x 2,048 tokens
+        ("llama3_70b_pretrain", {}, H200, 1, False),  # a pipeline
     ],
 )
 def test_a_gpu_gets_what_makes_use_of_it_and_fits(
-    recipe: str, arguments: dict[str, Any], capacity: float, rows: int
+    recipe: str, arguments: dict[str, Any], capacity: float, rows: int, once: bool
 ) -> None:
     if "finetune" in recipe:
         arguments = {**arguments, "data_path": "x.jsonl"}
     run = run_of(recipe, **arguments)
     found = settled(run, capacity)
-    assert found.data.micro_batch_size == rows
-    assert replace(found, data=replace(found.data, micro_batch_size=None)) == run
+    assert (found.data.micro_batch_size, found.trainer.sync_each_micro_batch) == (rows, not once)
+    open_again = replace(
+        found,
+        data=replace(found.data, micro_batch_size=None),
+        trainer=replace(found.trainer, sync_each_micro_batch=None),
+    )
+    assert open_again == run
     length = found.data.seq_length or found.model.seq_length
-    assert rows * length <= ENOUGH and found.share(capacity) <= 1 - ROOM
+    assert rows * length <= ENOUGH
+    assert found.share(capacity) <= 1 - (ROOM_WITHOUT_EXCHANGES if once else ROOM)
 
 
 def test_a_number_that_is_given_stays() -> None:
     run = run_of("llama3_8b_pretrain")
     given = replace(run, data=replace(run.data, micro_batch_size=4))
-    assert settled(given, H100) is given
+    assert settled(given, H100).data.micro_batch_size == 4
+
+
+def test_a_way_to_exchange_that_is_given_stays() -> None:
+    run = run_of("llama3_8b_pretrain")
+    for way in (True, False):
+        given = replace(run, trainer=replace(run.trainer, sync_each_micro_batch=way))
+        assert settled(given, H200).trainer.sync_each_micro_batch is way
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        ("trainer", "reshard_after_forward", True, "set trainer.reshard_after_forward=False"),
+        ("parallelism", "tensor_parallel", 2, "is not for parallelism.tensor_parallel=2"),
+        ("parallelism", "pipeline_parallel", 2, "is not for parallelism.pipeline_parallel=2"),
+    ],
+)
+def test_whole_sums_are_refused_where_they_are_not_built(
+    part: str, name: str, value: object, words: str
+) -> None:
+    task = recipes.llama3_8b_pretrain()
+    task.trainer.sync_each_micro_batch = False
+    resources_of(task)
+    setattr(getattr(task, part), name, value)
+    with pytest.raises(ConfigError, match=words):
+        resources_of(task)
+
+
+def test_one_micro_batch_a_step_is_exchanged_as_it_comes() -> None:
+    run = run_of("llama3_8b_pretrain", num_gpus=2)
+    one = replace(run, data=replace(run.data, global_batch_size=2))
+    assert settled(one, H200).trainer.sync_each_micro_batch is True
+
+
+def test_one_rank_exchanges_nothing() -> None:
+    run = run_of("llama3_8b_pretrain", num_gpus=1)
+    assert settled(run, 10 * H200).trainer.sync_each_micro_batch is True
 
 
 def test_without_a_gpu_it_is_one() -> None:
@@ -84,9 +127,11 @@ def test_what_a_gpu_has_decides_before_the_launch_what_is_shown() -> None:
     task = recipes.llama3_8b_pretrain()
     assert "with micro-batches of 1, at its peak" in notes_of(task)[0]
     task.trainer.gpu_memory_gib = 139.8
-    assert "with micro-batches of 2, at its peak" in notes_of(task)[0]
+    assert "with micro-batches of 2 and gradients exchanged once a step, at its peak" in notes_of(task)[0]
     task.data.micro_batch_size = 1
-    assert "micro-batches of" not in notes_of(task)[0]
+    assert ") with gradients exchanged once a step, at its peak" in notes_of(task)[0]
+    task.trainer.sync_each_micro_batch = True
+    assert "with" not in notes_of(task)[0]
     assert resources_of(task) is not None
 
 

@@ -1,0 +1,64 @@
+"""Adding to sums in float32: matrix products, in the same pass over memory, and other gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemorun.training.compiling import HAS_TRITON
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total (float32) += a @ b, in one pass where the product is a GPU's."""
+    if a.is_cuda and torch.version.cuda and a.dtype != torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b
+
+
+def add(total: Tensor, x: Tensor) -> None:
+    """total (float32) += x; for two types, torch's own kernel takes twice as long as memory does."""
+    if x.is_cuda and HAS_TRITON and x.is_contiguous():
+        from nemorun.training import kernels
+
+        kernels.add(total, x)
+    else:
+        total += x
+
+
+def summed_linear(x: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+    """x [..., D] @ weight [O, D].T, whose weight's gradient is added to total [O, D] (float32)."""
+    y: Tensor = _SummedLinear.apply(x.flatten(0, -2), weight, total)
+    return y.view(*x.shape[:-1], -1)
+
+
+class _SummedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, total)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, total = ctx.saved_tensors
+        return grad @ weight if ctx.needs_input_grad[0] else None, weight_gradient(grad, x, total), None
+
+
+def weight_gradient(grad: Tensor, x: Tensor, total: Tensor | None) -> Tensor | None:
+    """grad [T, O].T @ x [T, D]; None where it is added to `total` [O, D] (float32) instead."""
+    if total is None:
+        return grad.t() @ x
+    _add_gradient(total, grad, x)
+    return None
+
+
+@torch.library.custom_op("nemorun::add_weight_gradient", mutates_args=("total",))
+def _add_gradient(total: Tensor, grad: Tensor, x: Tensor) -> None:
+    """total [O, D] += grad [T, O].T @ x [T, D]; an operator, which torch.compile leaves as it is."""
+    add_product(total, grad.t(), x)
+
+
+@_add_gradient.register_fake
+def _(total: Tensor, grad: Tensor, x: Tensor) -> None: ...
