@@ -50,7 +50,7 @@ class Linear(nn.Module):
         """Whether the product with the weight is in float8; adapters' never is."""
         self.weight_sum: Tensor | None = None
         """Where the weight's gradient is added up, if not by autograd (`training.summing`)."""
-        # Of a frozen weight, where it is quantized once (`fp8.quantize_frozen`). No state.
+        # The weight in float8, where it is kept (`fp8.quantize_frozen`, `fp8.QuantizedOnceAStep`). No state.
         self.register_buffer("float8_weight", None, persistent=False)
         self.register_buffer("float8_scale", None, persistent=False)
         self.places = [(pattern.index(t) * unit, pattern.count(t) * unit) for t in range(len(targets))]
@@ -97,7 +97,7 @@ class Linear(nn.Module):
         return self.float8 and fits(x, weight)
 
     def _float8(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The weight in `dtype`; or, where it is quantized once, in e4m3 and with its scale."""
+        """The weight in `dtype`; or, where it is kept in e4m3, that and its scale."""
         if self.float8_weight is None:
             return weight.to(dtype), None
         return self.float8_weight, self.float8_scale

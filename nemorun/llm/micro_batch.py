@@ -16,7 +16,7 @@ ENOUGH = 16_384
 ROOM = 1 / 6
 """Share of a GPU that stays free by the estimate: FSDP's buffers go from one stream to another, for which
 torch's allocator held up to a seventh of an H200 beside what was in use."""
-ROOM_WITHOUT_EXCHANGES = 1 / 16
+ROOM_WITHOUT_EXCHANGES = 1 / 32
 """The same where gradients are exchanged once a step: it held a fiftieth."""
 
 

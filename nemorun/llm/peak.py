@@ -68,7 +68,11 @@ class _Stage:
         self.model, self.optim = model, optim
         self.width = 4 if trainer.precision == "fp32" else 2
         self.parameters = rank_parameters(model, trainer, parallelism)
-        self.quantized = trainer.precision == "fp8-mixed" and model.lora.enabled and not self.parameters.wraps
+        self.keeps_gathered = self.parameters.wraps and not trainer.reshard_after_forward
+        self.sums_whole = self.parameters.wraps and trainer.sync_each_micro_batch is False
+        frozen = model.lora.enabled
+        kept_in_float8 = (frozen and not self.parameters.wraps) or (self.sums_whole and not frozen)
+        self.quantized = trainer.precision == "fp8-mixed" and kept_in_float8
         self.stages, self.pieces = parallelism.pipeline_parallel, parallelism.virtual_pipeline
         self.first, self.last = stage == 0, stage == self.stages - 1
         self.layers = model.num_layers // self.stages
@@ -93,8 +97,6 @@ class _Stage:
         units += [self.parameters.embedding] * self.first + [self.parameters.head] * self.last
         self.units = units
         self.always = self._always()
-        self.keeps_gathered = self.parameters.wraps and not trainer.reshard_after_forward
-        self.sums_whole = self.parameters.wraps and trainer.sync_each_micro_batch is False
         shards = shards_of(trainer, parallelism)[1]
         on_one_node = shards * parallelism.tensor_parallel <= trainer.devices
         at_owners = on_one_node and self.stages == 1 and parallelism.expert_parallel == 1
@@ -118,7 +120,7 @@ class _Stage:
             arriving, returning = self.pieces - self.first, self.pieces - self.last
             pipeline = self.round * self.hidden * (arriving + returning)
         weights = 4 * trained + self.width * frozen
-        if self.quantized:  # in float8, once, beside what it is made of
+        if self.quantized:  # in float8, beside what it is made of
             weights += self.layers * self.parameters.matrices
         return Memory("", weights=weights, moments=moment * moments, pipeline=pipeline)
 

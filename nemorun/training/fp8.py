@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from nemorun.errors import ConfigError
 from nemorun.training.adapted import Adapter, add_thin_product
-from nemorun.training.compiling import HAS_TRITON
+from nemorun.training.compiling import HAS_TRITON, fused
 from nemorun.training.gating import gate, gate_backward
+from nemorun.training.model import TrainableModel
 from nemorun.training.products import add
 from nemorun.training.tensor_parallel import local
 
@@ -111,6 +112,48 @@ def quantize_frozen(model: nn.Module) -> None:
             module.float8_weight, module.float8_scale = quantized(local(module.weight), E4M3)
 
 
+class QuantizedOnceAStep:
+    """Trained weights in float8, made when a step's first micro-batch comes to them and used by all of it.
+
+    For weights that stay gathered, and whose gradients are added to `total`: a byte more for each of them.
+    """
+
+    def __init__(self, model: TrainableModel) -> None:
+        self._expired: set[nn.Module] = set()
+        module: Any
+        for block in model.blocks.values():
+            for module in block.modules():
+                if getattr(module, "float8", False) and module.weight.requires_grad:
+                    module.float8_weight = torch.empty(
+                        module.weight.shape, dtype=E4M3, device=local(module.weight).device
+                    )
+                    module.float8_scale = torch.empty((), device=local(module.weight).device)
+            block.register_forward_pre_hook(self._renew)  # after FSDP's, which gathers
+        self._blocks = list(model.blocks.values())
+        self.expire()
+
+    def expire(self) -> None:
+        """To be called when the weights have changed."""
+        self._expired.update(self._blocks)
+
+    @torch.no_grad()
+    def _renew(self, block: nn.Module, _: object) -> None:
+        if block not in self._expired:
+            return
+        self._expired.remove(block)
+        module: Any
+        for module in block.modules():
+            if getattr(module, "float8", False) and module.weight.requires_grad:
+                _quantize_into(local(module.weight), module.float8_weight, module.float8_scale)
+
+
+@fused()
+def _quantize_into(weight: Tensor, quantized_weight: Tensor, its_scale: Tensor) -> None:
+    values, scale = quantized(weight, E4M3)
+    quantized_weight.copy_(values)
+    its_scale.copy_(scale)
+
+
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whether all sides of the three products are what a GPU multiplies."""
     rows = x.numel() // max(1, x.shape[-1])
@@ -147,7 +190,8 @@ class _ScaledLinear(torch.autograd.Function):
         dropped: Tensor | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         x_scale = _scale(x.abs() if largest is None else largest, E4M3)
-        if ctx.needs_input_grad[1]:
+        ctx.trains = total is not None or ctx.needs_input_grad[1]
+        if ctx.trains:
             x8, kept_x = _cast_both(x, x_scale, E4M3)
         else:
             x8, kept_x = _cast(x, x_scale, E4M3), None
@@ -169,19 +213,19 @@ class _ScaledLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         turned_x, x_scale, weight, w_scale, seen, xa, a, b, before_gate, total = ctx.saved_tensors
-        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        wants_x = ctx.needs_input_grad[0]
         if ctx.block is None:
             g_scale = _scale(grad.abs(), E5M2)
         else:
             grad, largest = gate_backward(before_gate, grad, ctx.block)
             g_scale = _scale(largest, E5M2)
         grad_x = grad_weight = grad_a = grad_b = grad_xa = None
-        if wants_weight:
+        if ctx.trains:
             g8, turned_g = _cast_both(grad, g_scale, E5M2)
             if total is None:
                 grad_weight = _product(turned_g, turned_x, g_scale, x_scale, weight.dtype)
             else:
-                _add_product(total, turned_g, turned_x, g_scale, x_scale, weight.dtype)
+                _add_product(total, turned_g, turned_x, g_scale, x_scale, ctx.dtype)
         else:
             g8 = _cast(grad, g_scale, E5M2)
         if xa is not None:
@@ -235,9 +279,9 @@ def _cast_both(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Ten
 
 def _turned(weight: Tensor, scale: Tensor) -> Tensor:
     """The weight [O, D] in e4m3, turned [D, O]; one that is in e4m3 has been divided by its scale."""
-    if weight.dtype == E4M3:
-        return weight.t().contiguous() if _on_a_gpu(weight) else weight.t()
-    return _only_turned(weight, scale) if _on_a_gpu(weight) else _cast(weight, scale, E4M3).t()
+    if _on_a_gpu(weight):
+        return _only_turned(weight, scale)
+    return weight.t() if weight.dtype == E4M3 else _cast(weight, scale, E4M3).t()
 
 
 @torch.library.custom_op("nemorun::cast_whole_and_turned", mutates_args=())
@@ -258,6 +302,8 @@ def _(x: Tensor, scale: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("nemorun::cast_turned", mutates_args=())
 def _only_turned(x: Tensor, scale: Tensor) -> Tensor:
+    if x.dtype == E4M3:
+        scale = torch.ones_like(scale)
     if not (x.is_cuda and HAS_TRITON):
         return _cast(x, scale, E4M3).t().contiguous()
     from nemorun.training import kernels

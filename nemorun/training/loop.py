@@ -28,7 +28,7 @@ from nemorun.training.config import (
 )
 from nemorun.training.distributed import Ranks
 from nemorun.training.errors import TrainingError
-from nemorun.training.fp8 import quantize_frozen
+from nemorun.training.fp8 import QuantizedOnceAStep, quantize_frozen
 from nemorun.training.layout import Layout
 from nemorun.training.loss import IGNORE
 from nemorun.training.metrics import Metrics, results_folder
@@ -135,6 +135,9 @@ class Loop:
         if self.config.precision == "fp8-mixed" and not layout.shares_weights:
             for piece in self.pieces:  # those that ranks share are gathered, and quantized, at each use
                 quantize_frozen(piece)
+        self.quantized = None
+        if self.config.precision == "fp8-mixed" and self._sums_whole:
+            self.quantized = QuantizedOnceAStep(self.pieces[0])
         self.metrics = self._open_metrics()
         results = results_folder(self.log)
         self.nan_guard = NanGuard(self.config.on_nan, self.ranks, results, saves=layout.speaks_for_data)
@@ -239,6 +242,8 @@ class Loop:
         divisor = (norm / limit).clamp(min=1.0) if limit else None
         skip = self.nan_guard.watch(self.step, norm, micro_batches)
         self.optimizer.step(divisor=divisor, skip=skip)
+        if self.quantized:
+            self.quantized.expire()
         self.optimizer.zero_grad()
         return norm
 

@@ -14,6 +14,7 @@ from nemorun.llm.config import LoraConfig
 from nemorun.training import ParallelismConfig, TrainerConfig, parallel, summing
 from nemorun.training.batch import Inputs
 from nemorun.training.distributed import Ranks, join
+from nemorun.training.fp8 import QuantizedOnceAStep
 from nemorun.training.layout import Layout
 from nemorun.training.optimizer import part
 from nemorun.training.pipeline import OnePiece
@@ -40,6 +41,7 @@ def after_two_steps(
         for p in trained:  # adapters begin with zeros, which give others no gradient
             part(p).add_(0.01)
     update = torch.optim.SGD(trained, lr=0.1)
+    quantized = QuantizedOnceAStep(model) if whole and config.precision == "fp8-mixed" else None
     passes = OnePiece(model, keeps_gathered=True, sums=WholeSums(model) if whole else None)
     tokens = torch.arange(16)[None] + ranks.rank
     batches = [(tokens + number, Inputs(labels=tokens)) for number in range(3)]
@@ -52,6 +54,8 @@ def after_two_steps(
             passes.train(batches, torch.full((), 1 / 48))
         update.step()
         update.zero_grad()
+        if quantized:
+            quantized.expire()
     exchanges = once.call_count if whole else often.call_count
     if whole:
         assert often.call_count == 0
