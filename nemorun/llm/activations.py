@@ -7,7 +7,7 @@ prints it from the code that runs, and the tests compare. Three things are not p
 - Elementwise work is computed again if nothing else needs its result. What a product of the backward pass
   reads (normalised inputs, the activation in front of `down`) is kept; but that one is made anew where
   `down` is trained in bfloat16 or float32.
-- The values are a slice of the product that makes queries, keys and values, and a slice keeps all of it.
+- What attention reads is kept, and not the product that queries, keys and values are cut from.
 - torch 2.11 keeps what tensor-parallel ranks have exchanged even with `full`: 2 x S x D and a share of it.
   Later releases compute that again.
 
@@ -63,7 +63,7 @@ def block_activations(
     attention = wide * (sizes.queries + 2 * sizes.keys)
     adapted = _Adapted(model)
 
-    whole = between + wide * sizes.hidden + wide * (sizes.queries + sizes.keys) + attention
+    whole = between + wide * sizes.hidden + attention
     whole += wide * sizes.queries + statistics + between  # attention's output, the sum after it
     remakes = model.gated and not (model.num_experts or model.lora.enabled or float8)
     """The activation in front of `down` is made anew beside its gradient (`nemorun.training.gating`)."""

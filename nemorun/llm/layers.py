@@ -17,6 +17,7 @@ from nemorun.llm.config import GPTConfig, LoraConfig, RopeScaling
 from nemorun.training.adapted import Adapter, adapted_linear
 from nemorun.training.fp8 import fits, scaled_gated, scaled_linear
 from nemorun.training.gating import gated, gated_linear
+from nemorun.training.norm import added_norm
 from nemorun.training.products import summed_linear
 from nemorun.training.tensor_parallel import local
 
@@ -148,11 +149,16 @@ class Norm(nn.Module):
         """The ranks that each normalise only a part of the sequence."""
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.of_sum(x)[1]
+
+    def of_sum(self, x: Tensor, more: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x + more, if there is any, and that normalised."""
         weight = local(self.weight, sum_over=self.sequence_group).to(x.dtype)
         if self.bias is None:
-            return F.rms_norm(x, weight.shape, weight, self.eps)
+            return added_norm(x, more, weight, self.eps)
+        x = x if more is None else x + more
         bias = local(self.bias, sum_over=self.sequence_group).to(x.dtype)
-        return F.layer_norm(x, weight.shape, weight + 1, bias, self.eps)
+        return x, F.layer_norm(x, weight.shape, weight + 1, bias, self.eps)
 
 
 def rotary(positions: Tensor, config: GPTConfig) -> tuple[Tensor, Tensor]:
@@ -173,15 +179,3 @@ def _stretched(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     """How often each turns within the original context."""
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / scaling.factor)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (k, k + width / 2) of `x` [B, S, heads, K] by its position's angles, in float32.
-
-    Channels beyond the angles' width stay. cos and sin: [S, width / 2] or [B, S, width / 2].
-    """
-    width = 2 * cos.shape[-1]
-    low, high = x[..., :width].float().chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    turned = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
-    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from nemorun.llm.config import GPTConfig
 from nemorun.llm.experts import Experts
-from nemorun.llm.layers import Linear, Norm, rotary, rotate
+from nemorun.llm.layers import Linear, Norm, rotary
 from nemorun.training.attention import Documents, attend, ring_attend
 from nemorun.training.batch import Inputs
 from nemorun.training.loss import linear_cross_entropy_sum
 from nemorun.training.model import ExpertLayer, TrainableModel
+from nemorun.training.rotary import split_rotated
 from nemorun.training.tensor_parallel import WHOLE, Region, local
 
 
@@ -61,9 +62,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         # Head counts come from the product's own width, so that a rank with some of the heads runs the same.
         qkv = self.qkv(self.region.enter(x)).unflatten(-1, (-1, self.heads_of_a_key + 2, self.head_dim))
-        query = rotate(qkv[..., :-2, :].flatten(2, 3), cos, sin)
-        key = rotate(qkv[..., -2, :], cos, sin)
-        value = qkv[..., -1, :]
+        query, key, value = split_rotated(qkv, cos, sin)
         if memory is not None:
             mixed = memory.attend(query, key, value)
         elif self.context_group:
@@ -152,9 +151,10 @@ class Block(nn.Module):
         memory: Memory | None = None,
         padding: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, documents, memory)
-        rest = () if padding is None else (padding,)
-        return x + self.feed_forward(self.feed_forward_norm(x), *rest)
+        x, normed = self.attention_norm.of_sum(x)
+        mixed = self.attention(normed, cos, sin, documents, memory)
+        x, normed = self.feed_forward_norm.of_sum(x, mixed)
+        return x + self.feed_forward(normed, *(() if padding is None else (padding,)))
 
 
 class Embedding(nn.Module):

@@ -127,6 +127,102 @@ def _turned(x: Tensor, scale: Tensor, kind: torch.dtype, whole: Tensor | None) -
 
 
 @triton.jit
+def _norm_backward(grad, x, also, weight, scale, result, of_weight, rows, columns, BLOCK: tl.constexpr):
+    column = tl.arange(0, BLOCK)
+    here = column < columns
+    factor = tl.load(weight + column, here, other=0.0).to(tl.float32)
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = tl.cast(row, tl.int64) * columns + column
+        of_row = tl.load(scale + row)
+        normed = tl.load(x + at, here, other=0.0).to(tl.float32) * of_row
+        of_normed = tl.load(grad + at, here, other=0.0).to(tl.float32)
+        sums += of_normed * normed
+        of_normed *= factor
+        along = tl.sum(of_normed * normed, 0) / columns
+        value = (of_normed - normed * along) * of_row + tl.load(also + at, here, other=0.0).to(tl.float32)
+        tl.store(result + at, value, here)
+    tl.store(of_weight + tl.program_id(0).to(tl.int64) * columns + column, sums, here)
+
+
+_NORMS_AT_ONCE = 3
+"""Programs for each multiprocessor: as many as have room, and few sums to add up afterwards."""
+
+
+def norm_backward(
+    grad: Tensor, x: Tensor, also: Tensor, weight: Tensor, scale: Tensor, result: Tensor
+) -> Tensor:
+    """As `nemorun.training.norm.norm_backward`, into `result`; returns the weight's gradient in float32."""
+    rows, columns = x.shape
+    programs = _NORMS_AT_ONCE * torch.cuda.get_device_properties(x.device).multi_processor_count
+    of_weight = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
+    _norm_backward[(programs,)](
+        grad, x, also, weight, scale, result, of_weight, rows, columns,
+        triton.next_power_of_2(columns), num_warps=8,
+    )  # fmt: skip
+    return of_weight.sum(0)
+
+
+@triton.jit
+def _rotated(
+    qkv, query, key, value, cos, sin, tokens, angles, keys,
+    QUERIES: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
+    channel, here = tl.arange(0, HALF)[None, :], token < tokens
+    at_angle = (token % angles) * HALF + channel
+    c = tl.load(cos + at_angle, here, other=0.0)
+    s = tl.load(sin + at_angle, here, other=0.0)
+    of_head = token * keys + tl.program_id(1)
+    for part in tl.static_range(QUERIES + 2):
+        whole = qkv + (of_head * (QUERIES + 2) + part) * 2 * HALF + channel
+        if part < QUERIES:
+            alone = query + (of_head * QUERIES + part) * 2 * HALF + channel
+        elif part == QUERIES:
+            alone = key + of_head * 2 * HALF + channel
+        else:
+            alone = value + of_head * 2 * HALF + channel
+        if SPLITS:
+            source, target = whole, alone
+        else:
+            source, target = alone, whole
+        low, high = tl.load(source, here, other=0.0), tl.load(source + HALF, here, other=0.0)
+        if part <= QUERIES:
+            x, y = low.to(tl.float32), high.to(tl.float32)
+            if SPLITS:
+                low, high = x * c - y * s, y * c + x * s
+            else:
+                low, high = x * c + y * s, y * c - x * s
+        tl.store(target, low, here)
+        tl.store(target + HALF, high, here)
+
+
+def split_rotated(qkv: Tensor, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """qkv [B, S, G, Q + 2, K] into query [B, S, G Q, K], key and value [B, S, G, K]; the former two turned.
+
+    cos and sin: [S, K / 2] or [B, S, K / 2], float32. K is a power of 2.
+    """
+    _rotate(qkv, query, key, value, cos, sin, splits=True)
+
+
+def join_rotated(qkv: Tensor, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """The other way, turning back: what `split_rotated` has made, or gradients of it, into qkv."""
+    _rotate(qkv, query, key, value, cos, sin, splits=False)
+
+
+def _rotate(
+    qkv: Tensor, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, splits: bool
+) -> None:
+    rows, length, keys, parts, width = qkv.shape
+    if qkv.numel():
+        at_once = max(1, _ELEMENTS // width)
+        _rotated[(triton.cdiv(rows * length, at_once), keys)](
+            qkv, query, key, value, cos, sin, rows * length, cos.numel() // cos.shape[-1], keys,
+            parts - 2, width // 2, at_once, splits,
+        )  # fmt: skip
+
+
+@triton.jit
 def _add_up(rows, total, numel, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = at < numel

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from nemorun.training import adapted, grouped  # noqa: F401 - they register their operators
+from nemorun.training import adapted, grouped, rotary  # noqa: F401 - they register their operators
 from nemorun.training.attention import ATTENTION_OPERATORS
 from nemorun.training.compiling import HAS_TRITON
 from nemorun.training.config import TrainerConfig
@@ -211,6 +211,7 @@ _PRODUCTS = {
     torch.ops.nemorun.adapted_product.default,
     torch.ops.nemorun.scaled_adapted_product.default,
     torch.ops.nemorun.cast_whole_and_turned.default,
+    torch.ops.nemorun.split_rotated.default,
     *ATTENTION_OPERATORS,
     torch.ops._c10d_functional.reduce_scatter_tensor.default,
 }

@@ -8,11 +8,12 @@ import torch
 from nemorun.errors import ConfigError
 from nemorun.llm import GPTConfig, GPTModel
 from nemorun.llm.config import LoraConfig, RopeScaling
-from nemorun.llm.layers import rotary, rotate
+from nemorun.llm.layers import rotary
 from nemorun.llm.sample import continued
 from nemorun.training.batch import Inputs
 from nemorun.training.config import ParallelismConfig
 from nemorun.training.loss import IGNORE
+from nemorun.training.rotary import rotate
 
 LLAMA_8B = GPTConfig(num_query_groups=8)
 

@@ -38,10 +38,26 @@ def test_the_operator_and_its_gradient_are_those_of_plain_operators(block: int) 
     torch.testing.assert_close(results[0][0], (gate / (1 + (-gate).exp()) * up).flatten(1))
 
 
+@pytest.mark.parametrize("sums", [False, True])
+def test_a_matrix_behind_the_gate_has_the_gradients_of_plain_operators(sums: bool) -> None:
+    both, weight, grad = drawn(2, 3, 32, seed=1), drawn(8, 16, seed=2), drawn(2, 3, 8, seed=3)
+    results = []
+    for joined in (False, True):
+        leaf, matrix = both.clone().requires_grad_(), weight.clone().requires_grad_()
+        total = torch.ones(8, 16, dtype=torch.float32) if joined and sums else None
+        y = gating.gated_linear(leaf, matrix, 4, total) if joined else gating._plain(leaf, 4) @ matrix.t()
+        y.backward(grad)
+        assert leaf.grad is not None and (matrix.grad is None) == (total is not None)
+        results.append([y.detach(), leaf.grad, matrix.grad if total is None else total.double() - 1])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_the_operator_keeps_the_rules_of_torchs_compiler() -> None:
     both = drawn(6, 32, seed=1).requires_grad_()
     torch.library.opcheck(gating.gate, (both, 4))
-    torch.library.opcheck(gating.gate_backward, (both.detach(), drawn(6, 16, seed=2), 4))
+    for operator in (gating.gate_backward, gating.gate_backward_and_gate):
+        torch.library.opcheck(operator, (both.detach(), drawn(6, 16, seed=2), 4))
 
 
 def test_the_operators_tell_the_largest_of_what_they_give() -> None:
