@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nemorun.errors import ConfigError
+from nemorun.training import cublas
 from nemorun.training.adapted import Adapter, add_thin_product
 from nemorun.training.compiling import HAS_TRITON, fused
 from nemorun.training.gating import gate, gate_backward
@@ -260,8 +261,11 @@ def _product(
 def _add_product(
     total: Tensor, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, dtype: torch.dtype
 ) -> None:
-    """total (float32) += the product, of this type: in two passes, as no float8 product adds to a sum."""
-    add(total, _product(a, b, a_scale, b_scale, dtype))
+    """total (float32) += the product; where that takes two passes, it is of this type in between."""
+    if total.is_cuda and cublas.library():
+        cublas.add_float8_product(total, a, b, a_scale, b_scale)
+    else:
+        add(total, _product(a, b, a_scale, b_scale, dtype))
 
 
 @_add_product.register_fake

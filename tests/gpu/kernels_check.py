@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemorun.training import adapted, fp8, gating, loss, optimizer, reducing
+from nemorun.training import adapted, fp8, gating, loss, norm, optimizer, reducing, rotary
 from nemorun.training.fp8 import E4M3, E5M2
-from nemorun.training.products import add_product
+from nemorun.training.products import add, add_product
 from tests.gpu.measuring import CUDA, DEVICE, HALF, failures, said, timed
 
 TOKENS, CHANNELS, VOCABULARY, WIDTH = (16384, 14336, 128256, 4096) if CUDA else (32, 128, 100, 16)
@@ -78,6 +78,92 @@ def gates() -> None:
                 lambda both=both, block=block, grad=grad: torch.ops.nemorun.gate_backward(both, grad, block),
                 10 * inner.numel(),
             )
+
+
+def joined_gates() -> None:
+    both, grad = drawn(TOKENS, 2 * CHANNELS), drawn(TOKENS, CHANNELS, seed=1)
+    with said("gate's gradient and the gate"):
+        result, inner = torch.ops.nemorun.gate_backward_and_gate(both, grad, 64 if CUDA else 8)
+        block = 64 if CUDA else 8
+        same = torch.equal(result, torch.ops.nemorun.gate_backward(both, grad, block)[0])
+        same = same and torch.equal(inner, torch.ops.nemorun.gate(both, block)[0])
+        line(
+            "gate's gradient and the gate",
+            float(not same),
+            0.0,
+            lambda: torch.ops.nemorun.gate_backward_and_gate(both, grad, block),
+            12 * inner.numel(),
+        )
+
+
+def norms() -> None:
+    for rows, columns in ((TOKENS, WIDTH), ODD):
+        grad, x, also = (drawn(rows, columns, seed=seed) for seed in range(3))
+        weight = drawn(columns, seed=3)
+        with said(f"norm {rows} x {columns}"):
+            leaf, scale_of = x.float().requires_grad_(), weight.float().requires_grad_()
+            F.rms_norm(leaf, (columns,), scale_of, 1e-5).backward(grad.float())
+            scale = torch.rsqrt(x.float().square().mean(-1) + 1e-5)
+            result, of_weight = norm.norm_backward(grad, x, also, weight, scale)
+            assert leaf.grad is not None and scale_of.grad is not None
+            line(
+                f"norm's gradient {rows} x {columns}",
+                max(apart(result, leaf.grad + also.float()), apart(of_weight, scale_of.grad)),
+                5e-3,
+                lambda parts=(grad, x, also, weight, scale): norm.norm_backward(*parts),
+                8 * x.numel(),
+            )
+
+
+def rotations() -> None:
+    shape = (2, TOKENS // 2, 8, 6, 128) if CUDA else (2, 6, 2, 4, 8)
+    qkv, angles = drawn(*shape), drawn(shape[1], shape[-1] // 2, dtype=torch.float32)
+    cos, sin = angles.cos(), angles.sin()
+    with said("rotation"):
+        parts = torch.ops.nemorun.split_rotated(qkv, cos, sin)
+        query = rotary.rotate(qkv[..., :-2, :].flatten(2, 3).float(), cos, sin)
+        wanted = (query, rotary.rotate(qkv[..., -2, :].float(), cos, sin), qkv[..., -1, :])
+        line(
+            "rotation",
+            max(apart(ours, theirs) for ours, theirs in zip(parts, wanted, strict=True)),
+            5e-3,
+            lambda: torch.ops.nemorun.split_rotated(qkv, cos, sin),
+            4 * qkv.numel(),
+        )
+        line(
+            "rotation back",
+            apart(torch.ops.nemorun.join_rotated(*parts, cos, sin), qkv),
+            7e-3,
+            lambda: torch.ops.nemorun.join_rotated(*parts, cos, sin),
+            4 * qkv.numel(),
+        )
+
+
+def additions() -> None:
+    for shape in ((TOKENS, WIDTH), ODD):
+        x = drawn(*shape)
+        total = drawn(*shape, seed=1, dtype=torch.float32)
+        with said(f"sum {shape}"):
+            wanted = total + x
+            add(total, x)
+            line(f"sum {shape}", apart(total, wanted), 1e-6, partial(add, total, x), 10 * x.numel())
+
+
+def float8_sums() -> None:
+    for out, into in ((2 * CHANNELS, WIDTH), (WIDTH, CHANNELS)):
+        name = f"float8 product added ({out}, {into})"
+        with said(name):
+            g8, g_scale = fp8.quantized(drawn(out, TOKENS // 2), E5M2)
+            x8, x_scale = fp8.quantized(drawn(into, TOKENS // 2, seed=1), E4M3)
+            total = drawn(out, into, seed=2, dtype=torch.float32)
+            product = g8[:100].float() @ x8.float().t() * (g_scale * x_scale)
+            wanted = total[:100] + product
+            factors = (g8, x8, g_scale, x_scale, HALF)
+            fp8._add_product(total, *factors)
+            error = apart(total[:100], wanted)
+            line(name, error, 5e-3, partial(fp8._add_product, total, *factors), 8 * total.numel())
+            alone = timed(partial(fp8._product, *factors))
+            print(f"      the product alone: {alone:.3f} ms", flush=True)
 
 
 def largest_is(x: Tensor, largest: Tensor) -> None:
@@ -245,6 +331,11 @@ def adam() -> None:
 
 def main() -> int:
     gates()
+    joined_gates()
+    norms()
+    rotations()
+    additions()
+    float8_sums()
     casts()
     losses()
     sums()

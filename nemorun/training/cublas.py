@@ -1,0 +1,131 @@
+"""cuBLASLt called directly, for the one product that torch does not hand through: in float8, added to a sum.
+
+By torch such a product is written, and then read again by a kernel that adds it. Types, attributes and the
+layout of results are those of cublasLt.h in CUDA 12 and 13. cuBLAS has columns lie whole, so what is a matrix
+[M, N] here is one of N rows there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_FLOAT32, _COMPUTE_FLOAT32, _TRANSPOSED = 0, 68, 1
+_TYPES = {torch.float32: 0, torch.float8_e4m3fn: 28, torch.float8_e5m2: 29}
+"""cudaDataType"""
+_TRANSPOSE_A, _SCALE_OF_A, _SCALE_OF_B = 3, 17, 18
+"""cublasLtMatmulDescAttributes_t"""
+_MOST_WORKSPACE = 1
+"""cublasLtMatmulPreferenceAttributes_t"""
+_WORKSPACE = 32 * 2**20
+"""Bytes: what NVIDIA advises for Hopper."""
+
+
+class _Found(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t"""
+
+    _fields_ = (
+        ("algorithm", ctypes.c_uint64 * 8),
+        ("workspace", ctypes.c_size_t),
+        ("state", ctypes.c_int),
+        ("waves", ctypes.c_float),
+        ("reserved", ctypes.c_int * 4),
+    )
+
+
+class _Plan(NamedTuple):
+    """How products of certain shapes and types are made."""
+
+    description: ctypes.c_void_p
+    a: ctypes.c_void_p
+    b: ctypes.c_void_p
+    total: ctypes.c_void_p
+    found: _Found
+
+
+@functools.cache
+def library() -> Any:
+    """cuBLASLt, which torch has loaded, or None: not on CUDA."""
+    if not torch.version.cuda:
+        return None
+    try:
+        return ctypes.CDLL(f"libcublasLt.so.{torch.version.cuda.split('.')[0]}")
+    except OSError:
+        return None
+
+
+def add_float8_product(total: Tensor, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor) -> None:
+    """total [M, N] (float32) += a [M, K] @ b [N, K].T x both scales; a and b in float8, all whole in memory.
+
+    Raises RuntimeError where cuBLASLt cannot.
+    """
+    assert total.is_contiguous() and a.is_contiguous() and b.is_contiguous()
+    plan = _plan(a.shape[0], b.shape[0], a.shape[1], a.dtype, b.dtype, total.device)
+    for attribute, scale in ((_SCALE_OF_A, b_scale), (_SCALE_OF_B, a_scale)):
+        _set("cublasLtMatmulDescSetAttribute", plan.description, attribute, ctypes.c_void_p(scale.data_ptr()))
+    one = ctypes.c_float(1)
+    _call(
+        "cublasLtMatmul",
+        _handle(total.device),
+        plan.description,
+        ctypes.byref(one),
+        *(ctypes.c_void_p(b.data_ptr()), plan.a, ctypes.c_void_p(a.data_ptr()), plan.b),
+        ctypes.byref(one),
+        *(ctypes.c_void_p(total.data_ptr()), plan.total) * 2,
+        ctypes.byref(plan.found.algorithm),
+        ctypes.c_void_p(_workspace(total.device).data_ptr()),
+        ctypes.c_size_t(_WORKSPACE),
+        ctypes.c_void_p(torch.cuda.current_stream(total.device).cuda_stream),
+    )
+
+
+@functools.cache
+def _plan(m: int, n: int, k: int, of_a: torch.dtype, of_b: torch.dtype, device: torch.device) -> _Plan:
+    description, preference = ctypes.c_void_p(), ctypes.c_void_p()
+    _call("cublasLtMatmulDescCreate", ctypes.byref(description), _COMPUTE_FLOAT32, _FLOAT32)
+    _set("cublasLtMatmulDescSetAttribute", description, _TRANSPOSE_A, ctypes.c_int32(_TRANSPOSED))
+    a, b, total = _layout(of_b, k, n), _layout(of_a, k, m), _layout(torch.float32, n, m)
+    _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
+    _set("cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, ctypes.c_size_t(_WORKSPACE))
+    found, count = _Found(), ctypes.c_int()
+    layouts = (description, a, b, total, total, preference)
+    results = (ctypes.c_int(1), ctypes.byref(found), ctypes.byref(count))
+    _call("cublasLtMatmulAlgoGetHeuristic", _handle(device), *layouts, *results)
+    _call("cublasLtMatmulPreferenceDestroy", preference)
+    if count.value == 0 or found.state:
+        raise RuntimeError(f"cuBLASLt has no way to add a float8 product of {m} x {k} and {n} x {k} numbers")
+    return _Plan(description, a, b, total, found)
+
+
+def _layout(dtype: torch.dtype, rows: int, columns: int) -> ctypes.c_void_p:
+    layout = ctypes.c_void_p()
+    sizes = (ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows))
+    _call("cublasLtMatrixLayoutCreate", ctypes.byref(layout), _TYPES[dtype], *sizes)
+    return layout
+
+
+@functools.cache
+def _handle(device: torch.device) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    with torch.cuda.device(device):
+        _call("cublasLtCreate", ctypes.byref(handle))
+    return handle
+
+
+@functools.cache
+def _workspace(device: torch.device) -> Tensor:
+    return torch.empty(_WORKSPACE, dtype=torch.uint8, device=device)
+
+
+def _set(function: str, of: ctypes.c_void_p, attribute: int, value: Any) -> None:
+    size = ctypes.c_size_t(ctypes.sizeof(value))
+    _call(function, of, ctypes.c_int(attribute), ctypes.byref(value), size)
+
+
+def _call(function: str, *arguments: Any) -> None:
+    if status := getattr(library(), function)(*arguments):
+        raise RuntimeError(f"{function} failed with status {status}")
