@@ -21,6 +21,7 @@ from nemorun.training.attention import Documents, attend, ring_attend
 from nemorun.training.batch import Inputs
 from nemorun.training.loss import linear_cross_entropy_sum
 from nemorun.training.model import ExpertLayer, TrainableModel
+from nemorun.training.products import summed_embedding
 from nemorun.training.rotary import split_rotated
 from nemorun.training.tensor_parallel import WHOLE, Region, local
 
@@ -163,10 +164,14 @@ class Embedding(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.weight_sum: Tensor | None = None
+        """Where the weight's gradient is added up, if not by autograd (`training.summing`)."""
         self.region = WHOLE
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         weight = local(self.weight)
+        if self.weight_sum is not None:
+            return summed_embedding(tokens, weight, self.weight_sum).to(dtype)
         if self.region.group is None:
             return F.embedding(tokens, weight).to(dtype)
         row = tokens - self.region.rank * len(weight)
@@ -181,12 +186,14 @@ class Head(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.weight_sum: Tensor | None = None
+        """Where the weight's gradient is added up, if not by autograd (`training.summing`)."""
         self.region: Region = WHOLE
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         weight = local(self.weight)
         if labels is not None:
-            return linear_cross_entropy_sum(x, weight, labels, self.region.group)
+            return linear_cross_entropy_sum(x, weight, labels, self.region.group, total=self.weight_sum)
         return self.region.join(F.linear(x, weight.to(x.dtype)))
 
 

@@ -155,10 +155,6 @@ class _Stage:
         everything = self._kept_open() + self._open(self.parameters.head)
         block = self._in_block("the first block of the backward pass", self.activations, whole, ())
         yield replace(block, gathered=everything)
-        table = self.parameters.embedding.trained * self.width
-        yield replace(
-            self.always, moment="the embedding's gradient", gradients=whole + table, gathered=everything
-        )
         yield self._update(whole)
 
     def _forward(self, before: float) -> Iterator[Memory]:

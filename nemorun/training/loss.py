@@ -22,7 +22,12 @@ _ROWS = 4096
 
 
 def linear_cross_entropy_sum(
-    x: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None, rows: int = _ROWS
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    group: dist.ProcessGroup | None = None,
+    rows: int = _ROWS,
+    total: Tensor | None = None,
 ) -> Tensor:
     """Sum of -log p(label) with p = softmax(x @ weight.T), in float32, without ever holding all logits.
 
@@ -33,12 +38,13 @@ def linear_cross_entropy_sum(
         group: The ranks that divide the vocabulary, all with the same `x` and `labels`; all get the sum.
             The gradient of `x` is then a part of a sum over them.
         rows: Positions in one go.
+        total: [V, D] in float32, to which the weight's gradient is added instead of being given.
 
     Returns:
         A float32 scalar.
     """
     weight = weight.to(x.dtype)
-    return _LinearCrossEntropy.apply(x.flatten(0, -2), weight, labels.flatten(), group, rows)
+    return _LinearCrossEntropy.apply(x.flatten(0, -2), weight, labels.flatten(), group, rows, total)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -46,7 +52,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup | None, rows: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        group: dist.ProcessGroup | None,
+        rows: int,
+        total: Tensor | None,
     ) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         first = group.rank() * len(weight) if group else 0
@@ -65,17 +77,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None:
                 add_product(grad_weight, gradient.T, x[piece])
         ctx.dtype = weight.dtype
-        ctx.save_for_backward(grad_x, grad_weight)
+        ctx.save_for_backward(grad_x, grad_weight, total)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight = ctx.saved_tensors
+        grad_x, grad_weight, total = ctx.saved_tensors
         if grad_x is not None:
             grad_x = grad_x * grad.to(grad_x.dtype)
-        if grad_weight is not None:
+        if grad_weight is not None and total is not None:
+            _add_scaled(total, grad_weight, grad)
+            grad_weight = None
+        elif grad_weight is not None:
             grad_weight = _scaled(grad_weight, grad, ctx.dtype)
-        return grad_x, grad_weight, None, None, None
+        return grad_x, grad_weight, None, None, None, None
 
 
 def _of_rows(
@@ -124,3 +139,8 @@ def _shares(logits: Tensor, log_total: Tensor) -> Tensor:
 @fused()
 def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return (x * factor).to(dtype)
+
+
+@fused()
+def _add_scaled(total: Tensor, x: Tensor, factor: Tensor) -> None:
+    total.add_(x * factor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nemorun.training.compiling import HAS_TRITON
@@ -62,3 +63,25 @@ def _add_gradient(total: Tensor, grad: Tensor, x: Tensor) -> None:
 
 @_add_gradient.register_fake
 def _(total: Tensor, grad: Tensor, x: Tensor) -> None: ...
+
+
+def summed_embedding(tokens: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+    """The rows of weight [V, D] at tokens [...], whose gradient is added to total [V, D] (float32).
+
+    To the rows that were read only: as a gradient of its own, it would be of all of them, and mostly zeros.
+    """
+    y: Tensor = _SummedEmbedding.apply(weight, tokens, total)
+    return y
+
+
+class _SummedEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, total: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, total)
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        tokens, total = ctx.saved_tensors
+        total.index_add_(0, tokens.flatten(), grad.flatten(0, -2).to(total.dtype))
+        return None, None, None

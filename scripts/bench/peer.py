@@ -56,7 +56,7 @@ def line(found: dict[str, Any], ours: float | None) -> str:
     speed = found["tokens_per_second_per_gpu"]
     ratio = f"ours/peer {ours / speed:>5.2f}" if ours else ""
     return (
-        f"{'  transformers':<22} {speed:>12,.0f} {ratio:>15} {found['jitter']:>10.3f} "
+        f"{'  transformers':<22} {speed:>12,.0f} {ratio:>15} {'':>16} {found['jitter']:>10.3f} "
         f"{found['gib']:>6.1f} {found['how']}"
     )
 

@@ -7,8 +7,9 @@
     python scripts/bench/train.py --peer                 with what Hugging Face's users run beside ours
 
 The floor of a row is the time of its matrix products and its attention alone, forward and backward, at its
-shapes and in its precision. Each row runs in processes of its own, through the loop that `nemorun run` uses.
-Needs no network.
+shapes and in its precision: each by itself for a moment ("floor"), and all of them for seconds, in which a
+GPU comes to its limit of power ("sustained"). Each row runs in processes of its own, through the loop that
+`nemorun run` uses. Needs no network.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,27 +50,18 @@ LORA = {"enabled": True, "rank": 16, "alpha": 32.0}
 SELECTIVE = {"recompute": "selective"}
 FAST = {**SELECTIVE, "reshard_after_forward": False}
 SUMMED = {**FAST, "sync_each_micro_batch": False}
+PLAIN = {"warm": 5, "micro_batches": 1}
+#: Steps that take as long as many others.
+MANY = {"micro_batches": 32, "warm": 2, "steps": 3}
 
 #: name -> what it trains; `gpus` 0: all of them.
 ROWS: dict[str, dict[str, Any]] = {
     "pretrain": {"gpus": 0, "rows": 2, "trainer": FAST},
     "pretrain-1": {"gpus": 0, "rows": 1},
-    # a part of the steps that `nemorun run llama3_8b_pretrain num_gpus=2` takes on H200s
-    "pretrain-sums": {"gpus": 0, "rows": 1, "micro_batches": 8, "trainer": SUMMED},
-    "pretrain-sums-fp8": {
-        "gpus": 0,
-        "rows": 1,
-        "micro_batches": 8,
-        "trainer": {**SUMMED, "precision": "fp8-mixed"},
-    },
-    "packed-sums": {
-        "gpus": 0,
-        "rows": 2,
-        "length": 4096,
-        "packed": True,
-        "micro_batches": 8,
-        "trainer": SUMMED,
-    },
+    # Steps as recipes take them on H200s: many micro-batches, of which those on two GPUs sum up 256.
+    "pretrain-sums": {"gpus": 0, "rows": 1, "trainer": SUMMED, **MANY},
+    "pretrain-sums-fp8": {"gpus": 0, "rows": 1, "trainer": {**SUMMED, "precision": "fp8-mixed"}, **MANY},
+    "packed-sums": {"gpus": 0, "rows": 2, "length": 4096, "packed": True, "trainer": SUMMED, **MANY},
     "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": {**SELECTIVE, "precision": "fp8-mixed"}},
     "pretrain-bf16-moments": {"gpus": 0, "rows": 1, "optim": {"moments": "bf16"}},
     "lora": {"gpus": 1, "rows": 1, "model": {"lora": LORA}},
@@ -83,7 +77,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["pretrain", "lora", "packed"])
-    parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after 5 that are not")
+    parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after some that are not")
+    parser.add_argument("--micro-batches", type=int, default=1000, help="at most, in a step")
     parser.add_argument("--layers", type=int, help="fewer layers, to try the script")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="change all rows of ours"
@@ -100,14 +95,16 @@ def main() -> None:
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank:
-        row = json.loads(arguments.rank)
+        row = {**PLAIN, **json.loads(arguments.rank)}
         (peer.train if row.get("peer") else train)(row, model_config(row))
         return
     import torch
 
     results: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": {}}
     for name in arguments.rows:
-        row = {**ROWS[name], "steps": arguments.steps, "layers": arguments.layers, "set": arguments.set}
+        row = {**PLAIN, **ROWS[name], "layers": arguments.layers, "set": arguments.set}
+        row["steps"] = min(arguments.steps, row.get("steps", arguments.steps))
+        row["micro_batches"] = min(arguments.micro_batches, row["micro_batches"])
         row["trace"] = arguments.trace if name == arguments.rows[0] else None
         row["floor"] = not arguments.no_floor
         gpus = row["gpus"] or torch.cuda.device_count()
@@ -123,16 +120,20 @@ def main() -> None:
 def table(results: dict[str, Any]) -> str:
     lines = [
         f"{results['gpu']}, torch {results['torch']}",
-        f"{'row':<22} {'tokens/s/GPU':>12} {'floor':>8} {'ratio':>6} {'p99/median':>10} "
-        f"{'GiB':>6} first step",
+        f"{'row':<22} {'tokens/s/GPU':>12} {'floor':>8} {'ratio':>6} {'sustained':>9} {'ratio':>6} "
+        f"{'p99/median':>10} {'GiB':>6} first step",
     ]
     for name, row in results["rows"].items():
         if "error" in row:
             lines.append(f"{name:<22} {row['error'][-200:]}")
         else:
-            floor, speed = row.get("floor"), row["tokens_per_second_per_gpu"]
+            speed = row["tokens_per_second_per_gpu"]
+            limits = [
+                f"{limit or 0:>{width},.0f} {speed / limit if limit else 0:>6.3f}"
+                for limit, width in ((row.get("floor"), 8), (row.get("sustained"), 9))
+            ]
             lines.append(
-                f"{name:<22} {speed:>12,.0f} {floor or 0:>8,.0f} {speed / floor if floor else 0:>6.2f} "
+                f"{name:<22} {speed:>12,.0f} {' '.join(limits)} "
                 f"{row['jitter']:>10.3f} {row['gib']:>6.1f} {row['first_step_s']:>8.1f} s"
             )
         if "peer" in row:
@@ -209,7 +210,7 @@ def train(row: dict[str, Any], config: GPTConfig) -> None:
         path, _, value = change.partition("=")
         part, _, name = path.partition(".")
         parts[part][name] = json.loads(value)
-    steps = row["steps"] + 5
+    steps = row["steps"] + row["warm"]
     trainer = TrainerConfig(
         max_steps=steps, devices=row["gpus"], log_interval=10, val_batches=0, **parts["trainer"]
     )
@@ -254,7 +255,7 @@ def train(row: dict[str, Any], config: GPTConfig) -> None:
         data = Random(row, length, config.vocab_size, loop.layout)
         result = loop.fit(GPTModel(config), data)
         torch.cuda.synchronize()
-        times = [a.elapsed_time(b) / 1000 for a, b in zip(loop.marks[4:], loop.marks[5:], strict=False)]
+        times = [a.elapsed_time(b) / 1000 for a, b in pairwise(loop.marks[row["warm"] - 1 :])]
         if row["trace"]:
             times = times[:-2]  # a step that is profiled is no measure
         peak = torch.cuda.max_memory_allocated() / 2**30
@@ -265,17 +266,19 @@ def train(row: dict[str, Any], config: GPTConfig) -> None:
         highest = ranks.max(peak, reserved, outside)
         losses, first = result["loss"], loop.first_step
         median = statistics.median(times)
-        tokens = row["rows"] * row.get("micro_batches", 1) * length * loop.layout.data_ranks / row["gpus"]
+        tokens = row["rows"] * row["micro_batches"] * length * loop.layout.data_ranks / row["gpus"]
         told = [json.loads(line) for line in (Path(row["folder"]) / "metrics.jsonl").read_text().splitlines()]
         del loop
         torch.cuda.empty_cache()
-        floor = None
+        floor = sustained = None
         if row["floor"] and ranks.first:
-            floor = tokens / floor_seconds(config, row, length, trainer.precision == "fp8-mixed")
+            work = row["micro_batches"], operations(config, row, length, trainer.precision == "fp8-mixed")
+            floor, sustained = tokens / floor_seconds(*work), tokens / sustained_seconds(*work)
         if ranks.first:
             answer = {
                 "tokens_per_second_per_gpu": tokens / median,
                 "floor": floor,
+                "sustained": sustained,
                 "jitter": sorted(times)[int(len(times) * 0.99)] / median,
                 "gib": peak,
                 "gib_of_any_rank": highest[0],
@@ -296,7 +299,7 @@ class Random:
     def __init__(self, row: dict[str, Any], length: int, vocabulary: int, layout: Any) -> None:
         self.rows, self.length, self.vocabulary = row["rows"], length, vocabulary
         self.packed = row.get("packed", False)
-        self.micro_batches = row.get("micro_batches", 1)
+        self.micro_batches = row["micro_batches"]
         self.layout = layout
         self.step = 0
 
@@ -334,8 +337,10 @@ class Random:
         pass
 
 
-def floor_seconds(config: Any, row: dict[str, Any], length: int, float8: bool = False) -> float:
-    """Seconds of one step's matrix products and attention, each measured alone at the row's shapes.
+def operations(
+    config: Any, row: dict[str, Any], length: int, float8: bool = False
+) -> list[tuple[int, Callable[[], object]]]:
+    """A micro-batch's matrix products and attention at the row's shapes, and how often each runs, in order.
 
     In bf16, or the blocks' matrices in `float8` without what it takes to get there (amax, casts, turning). A
     frozen weight has no gradient of its own; what is recomputed is not counted.
@@ -347,53 +352,40 @@ def floor_seconds(config: Any, row: dict[str, Any], length: int, float8: bool = 
     tokens = row["rows"] * length
     d, f, k = config.hidden_size, config.ffn_size, config.head_dim
     heads, groups = config.num_attention_heads, config.kv_heads
-    frozen = config.lora.enabled
     shapes = [((heads + 2 * groups) * k, d), (d, heads * k), (2 * f, d), (d, f)]
+    trains = not config.lora.enabled
 
-    def seconds(run: Any, count: int = 10) -> float:
-        for _ in range(3):
-            run()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(count):
-            run()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1000 / count
-
-    def products(out: int, into: int, weight_gradient: bool) -> float:
+    def products(out: int, into: int) -> list[Callable[[], object]]:
         x = torch.randn(tokens, into, device="cuda", dtype=torch.bfloat16)
         w = torch.randn(out, into, device="cuda", dtype=torch.bfloat16)
         y = torch.randn(tokens, out, device="cuda", dtype=torch.bfloat16)
-        total = seconds(lambda: x @ w.T) + seconds(lambda: y @ w)
-        return total + (seconds(lambda: y.T @ x) if weight_gradient else 0.0)
+        return [lambda: x @ w.T, lambda: y @ w, lambda: y.T @ x][: 2 + trains]
 
-    def float8_products(out: int, into: int, weight_gradient: bool) -> float:
+    def float8_products(out: int, into: int) -> list[Callable[[], object]]:
         one = torch.ones((), device="cuda")
 
         def operand(height: int, width: int, kind: torch.dtype = torch.float8_e4m3fn) -> Any:
             return torch.randn(height, width, device="cuda").to(kind)
 
-        def product(a: Any, b: Any, quick: bool) -> float:
+        def product(a: Any, b: Any, quick: bool) -> Callable[[], object]:
             """a [M, K] and b [N, K]: both with K lying whole, as the product wants them."""
-            return seconds(
-                lambda: torch._scaled_mm(
-                    a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=quick
-                )
+            scales = {"scale_a": one, "scale_b": one}
+            return lambda: torch._scaled_mm(
+                a, b.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=quick
             )
 
         g = torch.float8_e5m2
-        total = product(operand(tokens, into), operand(out, into), quick=True)
-        total += product(operand(tokens, out, g), operand(into, out), quick=False)
-        if weight_gradient:
-            total += product(operand(out, tokens, g), operand(into, tokens), quick=False)
-        return total
+        return [
+            product(operand(tokens, into), operand(out, into), quick=True),
+            product(operand(tokens, out, g), operand(into, out), quick=False),
+            product(operand(out, tokens, g), operand(into, tokens), quick=False),
+        ][: 2 + trains]
 
-    def attention() -> float:
-        rows, span = (row["rows"], length)
-        q = torch.randn(rows, heads, span, k, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    def attention() -> Callable[[], object]:
+        size = (row["rows"], length, k)
+        q = torch.randn(size[0], heads, *size[1:], device="cuda", dtype=torch.bfloat16, requires_grad=True)
         kv = [
-            torch.randn(rows, groups, span, k, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            torch.randn(size[0], groups, *size[1:], device="cuda", dtype=torch.bfloat16, requires_grad=True)
             for _ in "kv"
         ]
         grad = torch.randn_like(q)
@@ -403,12 +395,54 @@ def floor_seconds(config: Any, row: dict[str, Any], length: int, float8: bool = 
                 y = F.scaled_dot_product_attention(q, *kv, is_causal=True, enable_gqa=True)
             y.backward(grad)
 
-        return seconds(run)
+        return run
 
     of_blocks = float8_products if float8 else products
-    layer = sum(of_blocks(*shape, weight_gradient=not frozen) for shape in shapes) + attention()
-    total = config.num_layers * layer + products(config.vocab_size, d, weight_gradient=not frozen)
-    return total * row.get("micro_batches", 1)
+    of_layer = [product for shape in shapes for product in of_blocks(*shape)] + [attention()]
+    layers = [(config.num_layers, run) for run in of_layer]
+    return layers + [(1, run) for run in products(config.vocab_size, d)]
+
+
+def floor_seconds(micro_batches: int, work: list[tuple[int, Callable[[], object]]]) -> float:
+    """Seconds of one step's operations, each measured alone: ten times, which is a few milliseconds, in which
+    a GPU runs as fast as it can."""
+    import torch
+
+    total = 0.0
+    for count, run in work:
+        for _ in range(3):
+            run()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(10):
+            run()
+        end.record()
+        end.synchronize()
+        total += count * begin.elapsed_time(end) / 1000 / 10
+    return micro_batches * total
+
+
+def sustained_seconds(micro_batches: int, work: list[tuple[int, Callable[[], object]]]) -> float:
+    """The same, measured over whole micro-batches after seconds of them: as fast as a GPU can go on running
+    under its limit of power."""
+    import torch
+
+    def micro_batch() -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        most = max(count for count, _ in work)
+        for number in range(most):
+            for count, run in work:
+                if number < count:
+                    run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
+
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        micro_batch()
+    return micro_batches * statistics.median(micro_batch() for _ in range(3))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from nemorun.config import Partial, dumps, loads, resources_of, smoke, validate
 from nemorun.errors import ConfigError
 from nemorun.llm.fits import Run
 from nemorun.llm.memory import GIB
+from nemorun.llm.micro_batch import settled
 from nemorun.llm.shapes import llama3_405b
 from nemorun.training import OptimConfig, TrainerConfig
 
@@ -118,6 +119,12 @@ def test_what_is_measured_is_what_the_recipe_does(monkeypatch: pytest.MonkeyPatc
     measured = {**TrainerConfig().__dict__, **ROWS["pretrain"]["trainer"]}
     for name in ("recompute", "reshard_after_forward", "precision", "strategy", "compile"):
         assert measured[name] == getattr(recipe.trainer, name), name
+    on_two = recipes.llama3_8b_pretrain(num_gpus=2).build().keywords
+    parts = (on_two[name] for name in ("model", "trainer", "data", "optim", "parallelism"))
+    run, summed = settled(Run(*parts), 139.8 * GIB), ROWS["pretrain-sums"]
+    for name, value in summed["trainer"].items():
+        assert getattr(run.trainer, name) == value, name
+    assert run.data.micro_batch_size == summed["rows"]
     assert "optim" not in ROWS["pretrain"] and recipe.optim.moments == OptimConfig().moments
     assert {name: getattr(recipe.model, name) for name in LLAMA_8B} == LLAMA_8B
 
