@@ -1,10 +1,10 @@
 """A frozen matrix and a low-rank adapter as one product: x @ weight.T + (x @ a.T) @ b.T.
 
 The adapter's products are thin: they do little arithmetic and are as slow as the memory that they go through.
-So they are added where the matrix's output lies, forward and in the gradient of x, instead of writing an
-output of their own that somebody then reads and adds. An operator, because torch.compile takes such a sum
-apart again; and a new tensor is its only output, so that what selective recomputation keeps is never changed
-afterwards.
+So they are written first, where the output is to lie, and the matrix's product is added to them, forward and
+in the gradient of x: a product reads what it is added to while it multiplies, which takes hardly any time.
+An operator, because torch.compile takes such a sum apart again; and a new tensor is its only output, so that
+what selective recomputation keeps is never changed afterwards.
 
 Shapes: T (rows), D (input), O (output) and R (rank, that of all targets together).
 """
@@ -66,7 +66,7 @@ class _AdaptedLinear(torch.autograd.Function):
 @torch.library.custom_op("nemorun::adapted_product", mutates_args=())
 def _product(x: Tensor, weight: Tensor, xa: Tensor, b: Tensor) -> Tensor:
     """x [T, D] @ weight [O, D].T + xa [T, R] @ b [O, R].T"""
-    return add_thin_product(torch.mm(x, weight.t()), xa, b)
+    return thin_product(xa, b).addmm_(x, weight.t())
 
 
 @_product.register_fake
@@ -74,11 +74,10 @@ def _(x: Tensor, weight: Tensor, xa: Tensor, b: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def add_thin_product(y: Tensor, xa: Tensor, b: Tensor) -> Tensor:
-    """y [T, O] += xa [T, R] @ b [O, R].T, in one pass over y; returns y."""
-    if y.is_cuda and HAS_TRITON and y.dtype == torch.bfloat16 and xa.shape[1] <= _WIDEST:
+def thin_product(xa: Tensor, b: Tensor) -> Tensor:
+    """xa [T, R] @ b [O, R].T"""
+    if xa.is_cuda and HAS_TRITON and xa.dtype == torch.bfloat16 and xa.shape[1] <= _WIDEST:
         from nemorun.training import kernels
 
-        kernels.add_thin_product(y, xa, b)
-        return y
-    return y.addmm_(xa, b.t())
+        return kernels.thin_product(xa, b)
+    return xa @ b.t()

@@ -1,4 +1,4 @@
-"""cuBLASLt called directly, for the one product that torch does not hand through: in float8, added to a sum.
+"""cuBLASLt called directly, for a product that torch does not hand through: float8, added to what is there.
 
 By torch such a product is written, and then read again by a kernel that adds it. Types, attributes and the
 layout of results are those of cublasLt.h in CUDA 12 and 13. cuBLAS has columns lie whole, so what is a matrix
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 _FLOAT32, _COMPUTE_FLOAT32, _TRANSPOSED = 0, 68, 1
-_TYPES = {torch.float32: 0, torch.float8_e4m3fn: 28, torch.float8_e5m2: 29}
+_TYPES = {torch.float32: 0, torch.bfloat16: 14, torch.float8_e4m3fn: 28, torch.float8_e5m2: 29}
 """cudaDataType"""
-_TRANSPOSE_A, _SCALE_OF_A, _SCALE_OF_B = 3, 17, 18
+_TRANSPOSE_A, _SCALE_OF_A, _SCALE_OF_B, _QUICK = 3, 17, 18, 25
 """cublasLtMatmulDescAttributes_t"""
 _MOST_WORKSPACE = 1
 """cublasLtMatmulPreferenceAttributes_t"""
@@ -58,13 +58,16 @@ def library() -> Any:
         return None
 
 
-def add_float8_product(total: Tensor, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor) -> None:
-    """total [M, N] (float32) += a [M, K] @ b [N, K].T x both scales; a and b in float8, all whole in memory.
+def add_float8_product(
+    total: Tensor, a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, quick: bool = False
+) -> None:
+    """total [M, N] += a [M, K] @ b [N, K].T x both scales; a and b in float8, all whole in memory.
 
+    `total` is in float32 or bfloat16. `quick` adds up in fewer bits (`use_fast_accum` of `torch._scaled_mm`).
     Raises RuntimeError where cuBLASLt cannot.
     """
     assert total.is_contiguous() and a.is_contiguous() and b.is_contiguous()
-    plan = _plan(a.shape[0], b.shape[0], a.shape[1], a.dtype, b.dtype, total.device)
+    plan = _plan(*total.shape, a.shape[1], a.dtype, b.dtype, total.dtype, quick, total.device)
     for attribute, scale in ((_SCALE_OF_A, b_scale), (_SCALE_OF_B, a_scale)):
         _set("cublasLtMatmulDescSetAttribute", plan.description, attribute, ctypes.c_void_p(scale.data_ptr()))
     one = ctypes.c_float(1)
@@ -84,11 +87,21 @@ def add_float8_product(total: Tensor, a: Tensor, b: Tensor, a_scale: Tensor, b_s
 
 
 @functools.cache
-def _plan(m: int, n: int, k: int, of_a: torch.dtype, of_b: torch.dtype, device: torch.device) -> _Plan:
+def _plan(
+    m: int,
+    n: int,
+    k: int,
+    of_a: torch.dtype,
+    of_b: torch.dtype,
+    of_total: torch.dtype,
+    quick: bool,
+    device: torch.device,
+) -> _Plan:
     description, preference = ctypes.c_void_p(), ctypes.c_void_p()
     _call("cublasLtMatmulDescCreate", ctypes.byref(description), _COMPUTE_FLOAT32, _FLOAT32)
     _set("cublasLtMatmulDescSetAttribute", description, _TRANSPOSE_A, ctypes.c_int32(_TRANSPOSED))
-    a, b, total = _layout(of_b, k, n), _layout(of_a, k, m), _layout(torch.float32, n, m)
+    _set("cublasLtMatmulDescSetAttribute", description, _QUICK, ctypes.c_int8(quick))
+    a, b, total = _layout(of_b, k, n), _layout(of_a, k, m), _layout(of_total, n, m)
     _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
     _set("cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, ctypes.c_size_t(_WORKSPACE))
     found, count = _Found(), ctypes.c_int()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nemorun.errors import ConfigError
 from nemorun.training import cublas
-from nemorun.training.adapted import Adapter, add_thin_product
+from nemorun.training.adapted import Adapter, thin_product
 from nemorun.training.compiling import HAS_TRITON, fused
 from nemorun.training.gating import gate, gate_backward
 from nemorun.training.model import TrainableModel
@@ -328,8 +328,12 @@ def _on_a_gpu(x: Tensor) -> bool:
 def _adapted_product(
     x8: Tensor, w8: Tensor, x_scale: Tensor, w_scale: Tensor, xa: Tensor, b: Tensor, quick: bool
 ) -> Tensor:
-    """As `nemorun.training.adapted`: the adapter's product is added where the other's lies."""
-    return add_thin_product(_product(x8, w8, x_scale, w_scale, xa.dtype, quick), xa, b)
+    """As in `nemorun.training.adapted`, the product is added to the adapter's."""
+    if x8.is_cuda and cublas.library():
+        y = thin_product(xa, b)
+        cublas.add_float8_product(y, x8, w8, x_scale, w_scale, quick)
+        return y
+    return _product(x8, w8, x_scale, w_scale, xa.dtype, quick).addmm_(xa, b.t())
 
 
 @_adapted_product.register_fake

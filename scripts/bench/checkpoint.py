@@ -74,6 +74,14 @@ def build(ranks: Ranks, width: int, layers: int) -> Model:
     return model
 
 
+class _Told(dict[str, float]):
+    """Says each number when it is found, so that a run that is cut short has said something."""
+
+    def __setitem__(self, name: str, value: float) -> None:
+        super().__setitem__(name, value)
+        print(f"{name:36} {value:10.3f}", flush=True)
+
+
 def measure(ranks: Ranks, options: argparse.Namespace) -> dict[str, float]:
     model = build(ranks, options.width, options.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -103,7 +111,7 @@ def measure(ranks: Ranks, options: argparse.Namespace) -> dict[str, float]:
         sync()
         return time.perf_counter() - start
 
-    found: dict[str, float] = {}
+    found: dict[str, float] = _Told() if ranks.first else {}
     step()
     checkpointer.prepare()
     preparing = []
@@ -156,8 +164,6 @@ def main() -> None:
         found = measure(ranks, options)
         if ranks.first:
             shutil.rmtree(options.folder, ignore_errors=True)
-            for name, value in found.items():
-                print(f"{name:36} {value:10.3f}")
             device = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "cpu"
             print(json.dumps({"device": device, "ranks": world, "layers": options.layers, **found}))
 

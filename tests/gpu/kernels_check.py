@@ -218,16 +218,12 @@ def tune() -> None:
         alone = timed(lambda: torch.ops.nemorun.cast_turned(x, scale))
         print(f"cast in tiles of {tile}: {took:.3f} ms, only turned {alone:.3f} ms", flush=True)
 
-    y, xa, b = (
-        drawn(TOKENS // 2, 2 * CHANNELS),
-        drawn(TOKENS // 2, 32, seed=1),
-        drawn(2 * CHANNELS, 32, seed=2),
-    )
-    z, za, c = drawn(TOKENS // 2, CHANNELS), drawn(TOKENS // 2, 16, seed=1), drawn(16, CHANNELS, seed=2).t()
+    xa, b = drawn(TOKENS // 2, 32, seed=1), drawn(2 * CHANNELS, 32, seed=2)
+    za, c = drawn(TOKENS // 2, 16, seed=1), drawn(16, CHANNELS, seed=2).t()
     for tile in [(r, k, w) for r in (32, 64, 128) for k in (64, 128, 256) for w in (4, 8)]:
         kernels.THIN_TILE = tile
-        took = timed(lambda: adapted.add_thin_product(y, xa, b))
-        turned = timed(lambda: adapted.add_thin_product(z, za, c))
+        took = timed(lambda: adapted.thin_product(xa, b))
+        turned = timed(lambda: adapted.thin_product(za, c))
         print(f"thin product in tiles of {tile}: {took:.3f} ms, turned {turned:.3f} ms", flush=True)
 
 
@@ -284,22 +280,32 @@ def sums() -> None:
 
 
 def thin_products() -> None:
-    for tokens, out, rank, turned in (
-        (TOKENS // 2, 2 * CHANNELS, 32, False),
-        (TOKENS // 2, WIDTH, 16, False),
-        (TOKENS // 2, CHANNELS, 16, True),
-        (ODD[0], ODD[1], 8, True),
-        (ODD[0], ODD[1], 48, False),
+    for tokens, into, out, rank, turned in (
+        (TOKENS // 2, WIDTH, 2 * CHANNELS, 32, False),
+        (TOKENS // 2, WIDTH, WIDTH, 16, False),
+        (TOKENS // 2, WIDTH, CHANNELS, 16, True),
+        (*ODD, 48, 8, True),
+        (*ODD, 80, 48, False),
     ):
-        name = f"thin product added ({tokens}, {out}), rank {rank}{', turned' * turned}"
+        name = f"with an adapter ({tokens}, {into}) to {out}, rank {rank}{', turned' * turned}"
         with said(name):
-            y, xa = drawn(tokens, out), drawn(tokens, rank, seed=1)
-            b = drawn(rank, out, seed=2).t() if turned else drawn(out, rank, seed=2)
-            wanted = torch.addmm(y.float(), xa.float(), b.float().t())
-            error = apart(adapted.add_thin_product(y.clone(), xa, b), wanted)
-            line(name, error, 5e-3, partial(adapted.add_thin_product, y, xa, b), 4 * y.numel())
-            plain = timed(partial(y.addmm_, xa, b.t()))
-            print(f"      by cuBLAS: {plain:.3f} ms", flush=True)
+            xa, x, w = drawn(tokens, rank), drawn(tokens, into, seed=1), drawn(out, into, seed=2)
+            b = drawn(rank, out, seed=3).t() if turned else drawn(out, rank, seed=3)
+            of_adapter = xa.float() @ b.float().t()
+            product = partial(adapted._product, x, w, xa, b)
+            moved = 2 * (x.numel() + w.numel() + tokens * out)
+            line(name, apart(product(), of_adapter + x.float() @ w.float().t()), 5e-3, product, moved)
+            alone, thin = timed(partial(torch.mm, x, w.t())), timed(partial(adapted.thin_product, xa, b))
+            print(f"      the product alone: {alone:.3f} ms, the adapter's: {thin:.3f} ms", flush=True)
+            (x8, x_scale), (w8, w_scale) = fp8.quantized(x, E4M3), fp8.quantized(w, E4M3)
+            if tokens % 16 or into % 16 or out % 16:
+                continue
+            factors = (x8, w8, x_scale, w_scale)
+            product = partial(fp8._adapted_product, *factors, xa, b, True)
+            wanted = of_adapter + (x8.float() @ w8.float().t()) * (x_scale * w_scale)
+            line(f"{name}, float8", apart(product(), wanted), 1e-2, product, moved)
+            alone = timed(partial(fp8._product, *factors, HALF, True))
+            print(f"      the product alone: {alone:.3f} ms", flush=True)
 
 
 def adam() -> None:
