@@ -122,6 +122,8 @@ def _together(run: Run, capacity: float) -> list[list[Change]]:
 
 def _changes(run: Run) -> Iterator[Change]:
     """From the cheapest: what is done twice, rounded moments, smaller products, more waiting, exchanges."""
+    if run.trainer.sync_each_micro_batch is False:
+        yield Change("trainer", "sync_each_micro_batch", True)
     if not run.trainer.reshard_after_forward:
         yield Change("trainer", "reshard_after_forward", True)
     kinds = ("none", "selective", "full")

@@ -154,7 +154,11 @@ class _Stage:
             yield replace(moment, gathered=moment.gathered + self._kept_open())
         everything = self._kept_open() + self._open(self.parameters.head)
         block = self._in_block("the first block of the backward pass", self.activations, whole, ())
-        yield replace(block, gathered=everything)
+        # Experts' gradients are not added by the products that make them.
+        own = self.width * max(
+            0.0, sum(unit.trained for unit in self.parameters.block) - self.parameters.matrices
+        )
+        yield replace(block, gathered=everything, gradients=whole + own)
         yield self._update(whole)
 
     def _forward(self, before: float) -> Iterator[Memory]:

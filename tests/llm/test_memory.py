@@ -279,6 +279,13 @@ def test_cheap_changes_are_taken_together_where_none_is_enough() -> None:
     assert suggestions(a_run(replace(LLAMA, hidden_size=2**16)), GIB) == []
 
 
+def test_whole_sums_are_the_first_to_go() -> None:
+    run = a_run(trainer=SUMMED, optim=OptimConfig(), length=8192, micro_batches=2)
+    assert [str(change) for change in suggestions(run, 115 * GIB)[0]] == [
+        "trainer.sync_each_micro_batch=True"
+    ]
+
+
 def test_near_the_limit_there_is_a_warning_and_no_refusal() -> None:
     run = a_run()
     needs = run.memory().total + OUTSIDE
