@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["pretrain", "lora", "packed"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["pretrain-sums", "lora", "packed-sums"])
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after some that are not")
     parser.add_argument("--micro-batches", type=int, default=1000, help="at most, in a step")
     parser.add_argument("--layers", type=int, help="fewer layers, to try the script")
