@@ -148,12 +148,16 @@ def check(bench: Bench, statuses: dict[str, JobStatus]) -> None:
 def test_kills_at_random_points(make_bench: Callable[..., Bench]) -> None:
     first = int(os.environ.get("CRASH_SEED", time.time_ns() % 1_000_000))
     print(f"CRASH_SEED={first}")
-    benches = {seed: make_bench(f"round{seed}", grace_period=0.2) for seed in range(first, first + ROUNDS)}
-    seen = set()
-    with ThreadPoolExecutor(4) as pool:
-        for seed, statuses in pool.map(lambda seed: one_round(benches[seed], seed), benches):
-            print(f"seed {seed}")
-            check(benches[seed], statuses)
-            seen |= {status.reason for status in statuses.values()}
-    # The kills have met it at different points.
-    assert {Reason.NONE, Reason.LOST, Reason.SIGNAL, Reason.NOT_SUBMITTED} <= seen
+    # The kills are to meet it at different points, of which some are rare on a busy machine.
+    missing = {Reason.NONE, Reason.LOST, Reason.SIGNAL, Reason.NOT_SUBMITTED}
+    for begin in range(first, first + 5 * ROUNDS, ROUNDS):
+        seeds = range(begin, begin + ROUNDS)
+        benches = {seed: make_bench(f"round{seed}", grace_period=0.2) for seed in seeds}
+        with ThreadPoolExecutor(4) as pool:
+            for seed, statuses in pool.map(one_round, benches.values(), benches):
+                print(f"seed {seed}")
+                check(benches[seed], statuses)
+                missing -= {status.reason for status in statuses.values()}
+        if not missing:
+            break
+    assert not missing

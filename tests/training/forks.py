@@ -18,7 +18,7 @@ from typing import Any
 
 from nemorun.executors.local.ports import reserve_port
 
-_PATIENCE = 100.0
+_PATIENCE = 300.0
 
 
 @dataclass
