@@ -32,7 +32,7 @@ class WholeSums:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._sums = [_Sum(p) for p in model.parameters() if p.requires_grad]
-        by_parameter = {sum.parameter: sum for sum in self._sums}
+        by_parameter = {one.parameter: one for one in self._sums}
         assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(False)  # FSDP exchanges nothing
         module: Any
@@ -43,21 +43,21 @@ class WholeSums:
 
     def clear(self) -> None:
         """Begin a step."""
-        torch._foreach_zero_([sum.padded for sum in self._sums])
+        torch._foreach_zero_([one.padded for one in self._sums])
 
     def catch(self) -> None:
         """To be called while weights are gathered, before their first backward pass."""
         if self._catches:
             return
         gathered = [p for p in self.model.parameters() if p.requires_grad]
-        for sum, p in zip(self._sums, gathered, strict=True):
-            p.register_post_accumulate_grad_hook(partial(_catch, sum.whole))
+        for one, p in zip(self._sums, gathered, strict=True):
+            p.register_post_accumulate_grad_hook(partial(_catch, one.whole))
         self._catches = True
 
     def exchange(self) -> None:
         """Make the parameters' gradients of the ranks' sums, once weights are no longer gathered."""
-        for sum in self._sums:
-            sum.exchange()
+        for one in self._sums:
+            one.exchange()
 
 
 class _Sum:
