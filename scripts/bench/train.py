@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +192,7 @@ def model_config(row: dict[str, Any]) -> GPTConfig:
 def train(row: dict[str, Any], config: GPTConfig) -> None:
     import torch
     from kernels import kernel_table
+    from limits import floor_seconds, operations, sustained_seconds
 
     from nemorun.llm import GPTModel
     from nemorun.training.config import (
@@ -335,114 +335,6 @@ class Random:
 
     def restore(self, _: dict[str, Any]) -> None:
         pass
-
-
-def operations(
-    config: Any, row: dict[str, Any], length: int, float8: bool = False
-) -> list[tuple[int, Callable[[], object]]]:
-    """A micro-batch's matrix products and attention at the row's shapes, and how often each runs, in order.
-
-    In bf16, or the blocks' matrices in `float8` without what it takes to get there (amax, casts, turning). A
-    frozen weight has no gradient of its own; what is recomputed is not counted.
-    """
-    import torch
-    import torch.nn.functional as F
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    tokens = row["rows"] * length
-    d, f, k = config.hidden_size, config.ffn_size, config.head_dim
-    heads, groups = config.num_attention_heads, config.kv_heads
-    shapes = [((heads + 2 * groups) * k, d), (d, heads * k), (2 * f, d), (d, f)]
-    trains = not config.lora.enabled
-
-    def products(out: int, into: int) -> list[Callable[[], object]]:
-        x = torch.randn(tokens, into, device="cuda", dtype=torch.bfloat16)
-        w = torch.randn(out, into, device="cuda", dtype=torch.bfloat16)
-        y = torch.randn(tokens, out, device="cuda", dtype=torch.bfloat16)
-        return [lambda: x @ w.T, lambda: y @ w, lambda: y.T @ x][: 2 + trains]
-
-    def float8_products(out: int, into: int) -> list[Callable[[], object]]:
-        one = torch.ones((), device="cuda")
-
-        def operand(height: int, width: int, kind: torch.dtype = torch.float8_e4m3fn) -> Any:
-            return torch.randn(height, width, device="cuda").to(kind)
-
-        def product(a: Any, b: Any, quick: bool) -> Callable[[], object]:
-            """a [M, K] and b [N, K]: both with K lying whole, as the product wants them."""
-            scales = {"scale_a": one, "scale_b": one}
-            return lambda: torch._scaled_mm(
-                a, b.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=quick
-            )
-
-        g = torch.float8_e5m2
-        return [
-            product(operand(tokens, into), operand(out, into), quick=True),
-            product(operand(tokens, out, g), operand(into, out), quick=False),
-            product(operand(out, tokens, g), operand(into, tokens), quick=False),
-        ][: 2 + trains]
-
-    def attention() -> Callable[[], object]:
-        size = (row["rows"], length, k)
-        q = torch.randn(size[0], heads, *size[1:], device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        kv = [
-            torch.randn(size[0], groups, *size[1:], device="cuda", dtype=torch.bfloat16, requires_grad=True)
-            for _ in "kv"
-        ]
-        grad = torch.randn_like(q)
-
-        def run() -> None:
-            with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-                y = F.scaled_dot_product_attention(q, *kv, is_causal=True, enable_gqa=True)
-            y.backward(grad)
-
-        return run
-
-    of_blocks = float8_products if float8 else products
-    of_layer = [product for shape in shapes for product in of_blocks(*shape)] + [attention()]
-    layers = [(config.num_layers, run) for run in of_layer]
-    return layers + [(1, run) for run in products(config.vocab_size, d)]
-
-
-def floor_seconds(micro_batches: int, work: list[tuple[int, Callable[[], object]]]) -> float:
-    """Seconds of one step's operations, each measured alone: ten times, which is a few milliseconds, in which
-    a GPU runs as fast as it can."""
-    import torch
-
-    total = 0.0
-    for count, run in work:
-        for _ in range(3):
-            run()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(10):
-            run()
-        end.record()
-        end.synchronize()
-        total += count * begin.elapsed_time(end) / 1000 / 10
-    return micro_batches * total
-
-
-def sustained_seconds(micro_batches: int, work: list[tuple[int, Callable[[], object]]]) -> float:
-    """The same, measured over whole micro-batches after seconds of them: as fast as a GPU can go on running
-    under its limit of power."""
-    import torch
-
-    def micro_batch() -> float:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        most = max(count for count, _ in work)
-        for number in range(most):
-            for count, run in work:
-                if number < count:
-                    run()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1000
-
-    until = time.monotonic() + 4
-    while time.monotonic() < until:
-        micro_batch()
-    return micro_batches * statistics.median(micro_batch() for _ in range(3))
 
 
 if __name__ == "__main__":
