@@ -67,8 +67,7 @@ def block_activations(
     whole += wide * sizes.queries + statistics + between  # attention's output, the sum after it
     remakes = model.gated and not (model.num_experts or model.lora.enabled or float8)
     """The activation in front of `down` is made anew beside its gradient (`nemorun.training.gating`)."""
-    whole += wide * _feed_forward(model, sizes, frozen=model.lora.enabled, adapted=adapted)
-    whole -= wide * sizes.ffn if remakes else 0
+    whole += wide * _feed_forward(model, sizes, frozen=model.lora.enabled, adapted=adapted, remakes=remakes)
     if casts_weights and not model.lora.enabled:
         whole += width * sizes.matrices
 
@@ -101,10 +100,10 @@ def _exchanged(parallelism: ParallelismConfig, between: float, gathered: float) 
     return 2 * gathered + between if parallelism.splits_sequence else between
 
 
-def _feed_forward(model: GPTConfig, sizes: _Sizes, frozen: bool, adapted: _Adapted) -> float:
+def _feed_forward(model: GPTConfig, sizes: _Sizes, frozen: bool, adapted: _Adapted, remakes: bool) -> float:
     """Channels that it keeps without recomputation, its products and what their weights' gradients read."""
     if not model.num_experts:
-        needs_input, needs_inner = not frozen or adapted.inner, not frozen or adapted.down
+        needs_input, needs_inner = not frozen or adapted.inner, not (frozen or remakes) or adapted.down
         return sizes.products + sizes.hidden * needs_input + sizes.ffn * needs_inner
     if frozen:
         return sizes.products

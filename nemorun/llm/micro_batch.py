@@ -43,10 +43,9 @@ def _synced(run: Run, capacity: float | None) -> Run:
     if run.trainer.sync_each_micro_batch is not None:
         return run
     ranks = run.trainer.num_nodes * run.trainer.devices
-    exchanges = ranks > run.parallelism.tensor_parallel * run.parallelism.pipeline_parallel
     several = run.data.global_batch_size > run.data.rows * run.parallelism.data_ranks(ranks)
     once = run.changed(Change("trainer", "sync_each_micro_batch", False))
-    if exchanges and several and once and capacity is not None and _has_room(once, capacity):
+    if ranks > 1 and several and once and capacity is not None and _has_room(once, capacity):
         return once
     return replace(run, trainer=replace(run.trainer, sync_each_micro_batch=True))
 

@@ -15,6 +15,7 @@ Shapes: T (rows), D (input), O (output) and R (rank of an adapter).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -101,16 +102,21 @@ def choose_matrices(model: nn.Module) -> list[str]:
     return unfit
 
 
+def _matrices(model: nn.Module, trained: bool) -> Iterator[Any]:
+    """Modules that multiply in float8, and whose weight is trained or frozen."""
+    for module in model.modules():
+        if getattr(module, "float8", False) and module.weight.requires_grad is trained:
+            yield module
+
+
 @torch.no_grad()
 def quantize_frozen(model: nn.Module) -> None:
     """Quantize once what is not trained, instead of at each use; to be called when the weights are there.
 
     The weights stay as well, for exports and for batches that do not fit: a byte more for each of them.
     """
-    module: Any
-    for module in model.modules():
-        if getattr(module, "float8", False) and not module.weight.requires_grad:
-            module.float8_weight, module.float8_scale = quantized(local(module.weight), E4M3)
+    for module in _matrices(model, trained=False):
+        module.float8_weight, module.float8_scale = quantized(local(module.weight), E4M3)
 
 
 class QuantizedOnceAStep:
@@ -120,32 +126,26 @@ class QuantizedOnceAStep:
     """
 
     def __init__(self, model: TrainableModel) -> None:
-        self._expired: set[nn.Module] = set()
-        module: Any
-        for block in model.blocks.values():
-            for module in block.modules():
-                if getattr(module, "float8", False) and module.weight.requires_grad:
-                    module.float8_weight = torch.empty(
-                        module.weight.shape, dtype=E4M3, device=local(module.weight).device
-                    )
-                    module.float8_scale = torch.empty((), device=local(module.weight).device)
-            block.register_forward_pre_hook(self._renew)  # after FSDP's, which gathers
         self._blocks = list(model.blocks.values())
+        for block in self._blocks:
+            for module in _matrices(block, trained=True):
+                device = local(module.weight).device
+                module.float8_weight = torch.empty(module.weight.shape, dtype=E4M3, device=device)
+                module.float8_scale = torch.empty((), device=device)
+            block.register_forward_pre_hook(self._renew)  # after FSDP's, which gathers
         self.expire()
 
     def expire(self) -> None:
         """To be called when the weights have changed."""
-        self._expired.update(self._blocks)
+        self._expired = set(self._blocks)
 
     @torch.no_grad()
     def _renew(self, block: nn.Module, _: object) -> None:
         if block not in self._expired:
             return
         self._expired.remove(block)
-        module: Any
-        for module in block.modules():
-            if getattr(module, "float8", False) and module.weight.requires_grad:
-                _quantize_into(local(module.weight), module.float8_weight, module.float8_scale)
+        for module in _matrices(block, trained=True):
+            _quantize_into(local(module.weight), module.float8_weight, module.float8_scale)
 
 
 @fused()

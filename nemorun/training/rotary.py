@@ -35,6 +35,11 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     if qkv.requires_grad:
         query, key, value = _SplitRotated.apply(qkv, cos, sin)
         return query, key, value
+    return _plain(qkv, cos, sin)
+
+
+def _plain(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `split_rotated`; the value is a part of qkv."""
     query, key = rotate(qkv[..., :-2, :].flatten(2, 3), cos, sin), rotate(qkv[..., -2, :], cos, sin)
     return query, key, qkv[..., -1, :]
 
@@ -61,8 +66,8 @@ def _in_one_pass(x: Tensor, cos: Tensor) -> bool:
 @torch.library.custom_op("nemorun::split_rotated", mutates_args=())
 def _split(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not _in_one_pass(qkv, cos):
-        query, key = rotate(qkv[..., :-2, :].flatten(2, 3), cos, sin), rotate(qkv[..., -2, :], cos, sin)
-        return query, key, qkv[..., -1, :].contiguous()
+        query, key, value = _plain(qkv, cos, sin)
+        return query, key, value.contiguous()
     from nemorun.training import kernels
 
     query, key, value = _parts_like(qkv)

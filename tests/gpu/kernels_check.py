@@ -81,10 +81,9 @@ def gates() -> None:
 
 
 def joined_gates() -> None:
-    both, grad = drawn(TOKENS, 2 * CHANNELS), drawn(TOKENS, CHANNELS, seed=1)
+    both, grad, block = drawn(TOKENS, 2 * CHANNELS), drawn(TOKENS, CHANNELS, seed=1), 64 if CUDA else 8
     with said("gate's gradient and the gate"):
-        result, inner = torch.ops.nemorun.gate_backward_and_gate(both, grad, 64 if CUDA else 8)
-        block = 64 if CUDA else 8
+        result, inner = torch.ops.nemorun.gate_backward_and_gate(both, grad, block)
         same = torch.equal(result, torch.ops.nemorun.gate_backward(both, grad, block)[0])
         same = same and torch.equal(inner, torch.ops.nemorun.gate(both, block)[0])
         line(

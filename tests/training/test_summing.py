@@ -24,10 +24,7 @@ from nemorun.training.summing import WholeSums
 from tests.training.forks import Forks
 
 SHAPE = GPTConfig(hidden_size=32, num_layers=2, num_attention_heads=4, seq_length=16, vocab_size=64)
-ADAPTED = GPTConfig(
-    hidden_size=32, num_layers=2, num_attention_heads=4, seq_length=16, vocab_size=64,
-    lora=LoraConfig(enabled=True, rank=4),
-)  # fmt: skip
+ADAPTED = replace(SHAPE, lora=LoraConfig(enabled=True, rank=4))
 
 
 def after_two_steps(
