@@ -12,20 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+FLOOR_TOKENS = 16_384
+"""Tokens over which floors are measured at least, whatever a row's micro-batch is. One over fewer would be
+of a shorter moment, in which a GPU's clock may be higher: floors are to be compared with each other."""
+
 Work = list[tuple[int, Callable[[], object]]]
 """Operations of a micro-batch, and how often each runs, in order."""
 
 
-def operations(config: Any, row: dict[str, Any], length: int, float8: bool = False) -> Work:
-    """A micro-batch's matrix products and attention at the row's shapes, and how often each runs, in order.
+def speed_of(seconds: Callable[[Work], float], config: Any, rows: int, length: int, float8: bool) -> float:
+    """Tokens/s by the `seconds` that the operations of rows x length tokens take."""
+    return rows * length / seconds(operations(config, rows, length, float8))
+
+
+def operations(config: Any, rows: int, length: int, float8: bool) -> Work:
+    """The matrix products and attention of rows x length tokens, and how often each runs, in order.
 
     In bf16, or the blocks' matrices in `float8` without what it takes to get there (amax, casts, turning). A
     frozen weight has no gradient of its own; what is recomputed is not counted.
     """
-    tokens = row["rows"] * length
-    d, f, k = config.hidden_size, config.ffn_size, config.head_dim
+    tokens = rows * length
+    d, f, width = config.hidden_size, config.ffn_size, config.head_dim
     heads, groups = config.num_attention_heads, config.kv_heads
-    shapes = [((heads + 2 * groups) * k, d), (d, heads * k), (2 * f, d), (d, f)]
+    shapes = [((heads + 2 * groups) * width, d), (d, heads * width), (2 * f, d), (d, f)]
     trains = not config.lora.enabled
 
     def products(out: int, into: int) -> list[Callable[[], object]]:
@@ -55,18 +64,16 @@ def operations(config: Any, row: dict[str, Any], length: int, float8: bool = Fal
         ][: 2 + trains]
 
     def attention() -> Callable[[], object]:
-        size = (row["rows"], length, k)
-        q = torch.randn(size[0], heads, *size[1:], device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        kv = [
-            torch.randn(size[0], groups, *size[1:], device="cuda", dtype=torch.bfloat16, requires_grad=True)
-            for _ in "kv"
-        ]
+        q, k, v = (
+            torch.randn(rows, n, length, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+            for n in (heads, groups, groups)
+        )
         grad = torch.randn_like(q)
 
         def run() -> None:
             with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-                y = F.scaled_dot_product_attention(q, *kv, is_causal=True, enable_gqa=True)
-            y.backward(grad)
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            torch.autograd.grad(y, (q, k, v), grad)
 
         return run
 
@@ -76,8 +83,8 @@ def operations(config: Any, row: dict[str, Any], length: int, float8: bool = Fal
     return layers + [(1, run) for run in products(config.vocab_size, d)]
 
 
-def floor_seconds(micro_batches: int, work: Work) -> float:
-    """Seconds of one step's operations, each measured alone: ten times, which is a few milliseconds, in which
+def floor_seconds(work: Work) -> float:
+    """Seconds of the operations, each measured alone: ten times, which is a few milliseconds, in which
     a GPU runs as fast as it can."""
 
     def alone(run: Callable[[], object]) -> float:
@@ -88,14 +95,14 @@ def floor_seconds(micro_batches: int, work: Work) -> float:
         times(3)
         return _seconds(partial(times, 10)) / 10
 
-    return micro_batches * sum(count * alone(run) for count, run in work)
+    return sum(count * alone(run) for count, run in work)
 
 
-def sustained_seconds(micro_batches: int, work: Work) -> float:
-    """The same, measured over whole micro-batches after seconds of them: as fast as a GPU can go on running
-    under its limit of power."""
+def sustained_seconds(work: Work) -> float:
+    """Seconds of all of them in order, after seconds of that: as fast as a GPU can go on running under its
+    limit of power."""
 
-    def micro_batch() -> None:
+    def in_order() -> None:
         for number in range(max(count for count, _ in work)):
             for count, run in work:
                 if number < count:
@@ -103,8 +110,8 @@ def sustained_seconds(micro_batches: int, work: Work) -> float:
 
     until = time.monotonic() + 4
     while time.monotonic() < until:
-        _seconds(micro_batch)
-    return micro_batches * statistics.median(_seconds(micro_batch) for _ in range(3))
+        _seconds(in_order)
+    return statistics.median(_seconds(in_order) for _ in range(3))
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +16,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from step_times import summary
 
 if TYPE_CHECKING:
     import torch
@@ -105,15 +106,14 @@ def train(row: dict[str, Any], config: GPTConfig) -> None:
             marks[-1].record()
     last = loss.item()  # waits for all that was asked of the device
     times = [a.elapsed_time(b) / 1000 if on_gpu else b - a for a, b in pairwise(marks[4:])]
-    median = statistics.median(times)
+    steps = summary(times)
     if rank == 0:
         how = [f"{name} {metadata.version(name)}" for name in how]
         how += [f"{row['rows']} x {config.seq_length:,} a GPU", "sdpa", "every layer recomputed"]
         answer = {
-            "tokens_per_second_per_gpu": row["rows"] * config.seq_length / median,
-            "jitter": sorted(times)[int(len(times) * 0.99)] / median,
+            "tokens_per_second_per_gpu": row["rows"] * config.seq_length / steps["median_s"],
+            **steps,
             "gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
-            "median_s": median,
             "rows": row["rows"],
             "trained": sum(p.numel() for p in trained),
             "loss": last,

@@ -6,10 +6,10 @@
     python scripts/bench/train.py --steps 20 --json train.json
     python scripts/bench/train.py --peer                 with what Hugging Face's users run beside ours
 
-The floor of a row is the time of its matrix products and its attention alone, forward and backward, at its
-shapes and in its precision: each by itself for a moment ("floor"), and all of them for seconds, in which a
-GPU comes to its limit of power ("sustained"). Each row runs in processes of its own, through the loop that
-`nemorun run` uses. Needs no network.
+The limit of a row is the time of its matrix products and its attention alone, forward and backward, at its
+shapes and in its precision: each by itself for a moment, over 16,384 tokens ("floor"); and all of them, over
+a micro-batch, for seconds, in which a GPU comes to its limit of power ("sustained"). Each row runs in
+processes of its own, through the loop that `nemorun run` uses. Needs no network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peer
+from step_times import summary
 
 if TYPE_CHECKING:
     from nemorun.llm import GPTConfig
@@ -192,7 +192,7 @@ def model_config(row: dict[str, Any]) -> GPTConfig:
 def train(row: dict[str, Any], config: GPTConfig) -> None:
     import torch
     from kernels import kernel_table
-    from limits import floor_seconds, operations, sustained_seconds
+    from limits import FLOOR_TOKENS, floor_seconds, speed_of, sustained_seconds
 
     from nemorun.llm import GPTModel
     from nemorun.training.config import (
@@ -258,6 +258,7 @@ def train(row: dict[str, Any], config: GPTConfig) -> None:
         times = [a.elapsed_time(b) / 1000 for a, b in pairwise(loop.marks[row["warm"] - 1 :])]
         if row["trace"]:
             times = times[:-2]  # a step that is profiled is no measure
+        found = summary(times)
         peak = torch.cuda.max_memory_allocated() / 2**30
         reserved = torch.cuda.max_memory_reserved() / 2**30
         free, card = torch.cuda.mem_get_info()
@@ -265,27 +266,26 @@ def train(row: dict[str, Any], config: GPTConfig) -> None:
         outside = (card - free - torch.cuda.memory_reserved()) / 2**30
         highest = ranks.max(peak, reserved, outside)
         losses, first = result["loss"], loop.first_step
-        median = statistics.median(times)
         tokens = row["rows"] * row["micro_batches"] * length * loop.layout.data_ranks / row["gpus"]
         told = [json.loads(line) for line in (Path(row["folder"]) / "metrics.jsonl").read_text().splitlines()]
         del loop
         torch.cuda.empty_cache()
         floor = sustained = None
         if row["floor"] and ranks.first:
-            work = row["micro_batches"], operations(config, row, length, trainer.precision == "fp8-mixed")
-            floor, sustained = tokens / floor_seconds(*work), tokens / sustained_seconds(*work)
+            float8 = trainer.precision == "fp8-mixed"
+            floor = speed_of(floor_seconds, config, max(row["rows"], FLOOR_TOKENS // length), length, float8)
+            sustained = speed_of(sustained_seconds, config, row["rows"], length, float8)
         if ranks.first:
             answer = {
-                "tokens_per_second_per_gpu": tokens / median,
+                "tokens_per_second_per_gpu": tokens / found["median_s"],
                 "floor": floor,
                 "sustained": sustained,
-                "jitter": sorted(times)[int(len(times) * 0.99)] / median,
+                **found,
                 "gib": peak,
                 "gib_of_any_rank": highest[0],
                 "reserved_gib": highest[1],
                 "outside_gib": highest[2],
                 "first_step_s": first,
-                "median_s": median,
                 "loss": losses,
                 "losses": [entry["loss"] for entry in told],
                 "norms": [entry["grad_norm"] for entry in told],
