@@ -75,7 +75,7 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
         if config.precision == "fp8-mixed":
             unfit += choose_matrices(piece)
         for block in piece.blocks.values():
-            block.forward = _recomputed(block.forward, config.recompute)
+            block.forward = _recomputed(block.forward, config.recompute, compiles(config, layout))
             if compiles(config, layout):
                 # Rings, and experts on several ranks, exchange what no compiler follows.
                 whole = not layout.context_group and not layout.expert_group
@@ -191,12 +191,15 @@ def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     setattr(model.get_submodule(owner), leaf, parameter)
 
 
-def _recomputed(forward: Callable[..., Any], kind: str) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], kind: str, compiled: bool) -> Callable[..., Any]:
     if kind == "none":
         return forward
     settings: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
+    elif compiled:
+        # torch 2.11's compiler would keep what is computed inside autograd functions, if not told of each.
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_nothing)
     return partial(checkpoint, forward, **settings)
 
 
@@ -221,6 +224,10 @@ def _keep_products(context: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoi
     # The scale of a float8 tensor is one number, for which all of the tensor would be read again.
     scale = op == torch.ops.aten.amax.default and len(args) == 1
     return CheckpointPolicy.MUST_SAVE if op in _PRODUCTS or scale else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keep_nothing(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _shard(model: TrainableModel, config: TrainerConfig, layout: Layout) -> None:
