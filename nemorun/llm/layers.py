@@ -18,7 +18,7 @@ from nemorun.training.adapted import Adapter, adapted_linear
 from nemorun.training.fp8 import fits, scaled_gated, scaled_linear
 from nemorun.training.gating import gated, gated_linear
 from nemorun.training.norm import added_norm
-from nemorun.training.products import summed_linear
+from nemorun.training.products import linear, summed_linear
 from nemorun.training.tensor_parallel import local
 
 
@@ -77,7 +77,7 @@ class Linear(nn.Module):
             return adapted_linear(x, weight, adapter)
         if self.weight_sum is not None:
             return summed_linear(x, weight, self.weight_sum)
-        return F.linear(x, weight)
+        return linear(x, weight)
 
     def gated(self, x: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
         """silu(gate) x up of the output, where they stand in turns of `block`; and its `largest`."""

@@ -21,7 +21,7 @@ from nemorun.training.attention import Documents, attend, ring_attend
 from nemorun.training.batch import Inputs
 from nemorun.training.loss import linear_cross_entropy_sum
 from nemorun.training.model import ExpertLayer, TrainableModel
-from nemorun.training.products import summed_embedding
+from nemorun.training.products import linear, summed_embedding
 from nemorun.training.rotary import split_rotated
 from nemorun.training.tensor_parallel import WHOLE, Region, local
 
@@ -194,7 +194,7 @@ class Head(nn.Module):
         weight = local(self.weight)
         if labels is not None:
             return linear_cross_entropy_sum(x, weight, labels, self.region.group, total=self.weight_sum)
-        return self.region.join(F.linear(x, weight.to(x.dtype)))
+        return self.region.join(linear(x, weight.to(x.dtype)))
 
 
 class GPTModel(TrainableModel):

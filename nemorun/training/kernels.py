@@ -287,3 +287,28 @@ def thin_product(xa: Tensor, b: Tensor) -> Tensor:
             padded, r, c, num_warps=warps,
         )  # fmt: skip
     return y
+
+
+@triton.jit
+def _row_product(y, x, weight, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for first in tl.range(0, COLUMNS, BLOCK, num_stages=1):
+        column = first + tl.arange(0, BLOCK)
+        here = column < COLUMNS
+        of_x = tl.load(x + column, here, other=0.0).to(tl.float32)
+        # Nothing reads a weight again before all others have been read.
+        at = weight + row.to(tl.int64) * COLUMNS + column
+        sums += of_x * tl.load(at, here, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    tl.store(y + row, tl.sum(sums, 0))
+
+
+def row_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [1, D] @ weight [O, D].T, as fast as the weight is read."""
+    y, columns = x.new_empty(1, len(weight)), x.shape[1]
+    if y.numel():
+        block = min(_ELEMENTS, triton.next_power_of_2(columns))
+        _row_product[(len(weight),)](
+            y, x.contiguous(), weight.contiguous(), columns, block, num_warps=max(1, block // 256)
+        )
+    return y

@@ -51,15 +51,9 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=JSON", help="set an option of the compiler"
-    )
     parser.add_argument("--trace", metavar="FILE", help="write where the time of four steps goes, by kernel")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    for one in options.option:
-        name, _, value = one.partition("=")
-        decoding.COMPILER_OPTIONS[name] = json.loads(value)
 
     device = torch.device(options.device)
     speeds = bandwidths(device)

@@ -29,10 +29,6 @@ from nemorun.training.grouped import suits_gpu
 
 _log = logging.getLogger(__name__)
 
-#: Inductor's choices for small batches. With `coordinate_descent_tuning` a product of one row becomes a sum
-#: that reads the weight once, in kernels tuned for that, instead of a call of the matrix library.
-COMPILER_OPTIONS: dict[str, Any] = {"coordinate_descent_tuning": True}
-
 #: Tokens that go through the model at once while prompts are read; more rows go one group after another.
 _PROMPT_TOKENS = 16384
 
@@ -228,7 +224,7 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, dynamic=False, options=COMPILER_OPTIONS)
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 @contextlib.contextmanager
