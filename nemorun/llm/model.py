@@ -190,10 +190,12 @@ class Head(nn.Module):
         """Where the weight's gradient is added up, if not by autograd (`training.summing`)."""
         self.region: Region = WHOLE
 
-    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor | None, loss_scale: float = 1.0) -> Tensor:
         weight = local(self.weight)
         if labels is not None:
-            return linear_cross_entropy_sum(x, weight, labels, self.region.group, total=self.weight_sum)
+            return linear_cross_entropy_sum(
+                x, weight, labels, self.region.group, total=self.weight_sum, scale=loss_scale
+            )
         return self.region.join(linear(x, weight.to(x.dtype)))
 
 
@@ -239,7 +241,7 @@ class GPTModel(TrainableModel):
             x = block(x, cos, sin, inputs.documents, padding=padding)
         if self.head is None or self.norm is None:
             return x
-        return self.head(self.region.enter(self.norm(x)), inputs.labels)
+        return self.head(self.region.enter(self.norm(x)), inputs.labels, inputs.loss_scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPTModel:
         # What moves the weights (`to`, `to_empty`) makes two of one that is shared.

@@ -21,7 +21,7 @@ from nemorun.llm.memory import Memory
 from nemorun.llm.parameters import Unit, rank_parameters, shards_of
 from nemorun.training.config import OptimConfig, ParallelismConfig, TrainerConfig
 
-LOSS_ROWS = 4096
+LOSS_ROWS = 8192
 """Rows whose logits are there at one time: `nemorun.training.loss._ROWS`, which a test compares."""
 
 
@@ -179,20 +179,18 @@ class _Stage:
         return Memory("first weights", weights=self.always.weights, drawn=drawn)
 
     def _at_head(self, before: float) -> Iterator[Memory]:
-        """Forward: some rows' logits, and the head's gradient beside them. Backward: that gradient scaled."""
+        """Forward: some rows' logits, and the head's gradient beside them, if it is not added to whole sums.
+        Backward: that gradient scaled."""
         head, now = self.parameters.head, replace(self.always, activations=self.activations)
         table = self.vocabulary * self.model.hidden_size
-        trained = 0 if self.model.lora.enabled else table
+        trained = 0 if self.model.lora.enabled or self.sums_whole else table
         logits = min(LOSS_ROWS, self.tokens) * self.vocabulary * self.width
-        # The next rows' logits come while the last rows' gradient is still there.
-        several = 3 * logits if self.tokens > LOSS_ROWS else 0
-        rows = max(several, 2 * logits + trained * self.width)
         states = 2 * self.tokens * self.model.hidden_size * self.width
         cast = 0 if self.parameters.wraps or self.model.lora.enabled else table * self.width
         gathered = self._open(head) + head.bytes_exchanged(self.width) * self.parameters.wraps
         yield replace(
             now, moment="the head, forward", gradients=before, gathered=gathered,
-            loss=rows + 4 * trained + states + cast,
+            loss=logits + 4 * trained + states + cast,
         )  # fmt: skip
         yield replace(
             now, moment="the head, backward", gradients=before,

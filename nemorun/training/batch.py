@@ -38,6 +38,9 @@ class Inputs:
     """Where documents begin and end, if a row has several."""
     padding: Tensor | None = None
     """[B, S] bool, where no token stands. None: nowhere."""
+    loss_scale: float = 1.0
+    """What the loss is multiplied by before its backward pass: told in the forward pass, where the head makes
+    its weight's gradient."""
 
 
 def shared_out(batch: Batch, layout: Layout) -> tuple[Tensor, Inputs]:

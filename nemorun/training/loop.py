@@ -215,9 +215,8 @@ class Loop:
         self.watchdog.at("forward and backward", self.step + 1)
         # One exchange for both: all ranks stop after the same step, or none does.
         valid, present, told_to_stop = self.ranks.sum(*self._counted(micro_batches), self._told_to_stop)
-        scale = torch.full((), 1 / max(valid, 1), device=self.ranks.device)
         self._balance(present)
-        loss_sum = self.passes.train(self._shared_out(micro_batches), scale)
+        loss_sum = self.passes.train(self._shared_out(micro_batches), 1 / max(valid, 1))
         self.step += 1
         self.tokens += int(valid)
         norm = self._optimize(micro_batches)

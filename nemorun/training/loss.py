@@ -17,7 +17,7 @@ from nemorun.training.products import add_product
 #: The label of a position that is not trained on.
 IGNORE = -100
 
-_ROWS = 4096
+_ROWS = 8192
 """Rows whose logits exist at one time."""
 
 
@@ -28,6 +28,7 @@ def linear_cross_entropy_sum(
     group: dist.ProcessGroup | None = None,
     rows: int = _ROWS,
     total: Tensor | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     """Sum of -log p(label) with p = softmax(x @ weight.T), in float32, without ever holding all logits.
 
@@ -38,13 +39,16 @@ def linear_cross_entropy_sum(
         group: The ranks that divide the vocabulary, all with the same `x` and `labels`; all get the sum.
             The gradient of `x` is then a part of a sum over them.
         rows: Positions in one go.
-        total: [V, D] in float32, to which the weight's gradient is added instead of being given.
+        total: [V, D] in float32, to which the weight's gradient is added instead of being given: times
+            `scale`, which the backward pass is to begin with.
 
     Returns:
         A float32 scalar.
     """
     weight = weight.to(x.dtype)
-    return _LinearCrossEntropy.apply(x.flatten(0, -2), weight, labels.flatten(), group, rows, total)
+    if not torch.is_grad_enabled():  # which a function of autograd cannot tell
+        x, weight = x.detach(), weight.detach()
+    return _LinearCrossEntropy.apply(x.flatten(0, -2), weight, labels.flatten(), group, rows, total, scale)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -59,44 +63,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
         group: dist.ProcessGroup | None,
         rows: int,
         total: Tensor | None,
+        scale: float,
     ) -> Tensor:
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         first = group.rank() * len(weight) if group else 0
         loss = torch.zeros((), device=x.device)
         grad_x = torch.empty_like(x) if wants_x else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_weight = None
+        if wants_weight and total is None:
+            total = grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+            scale = 1.0
         for start in range(0, len(x), rows):
             piece = slice(start, start + rows)
             logits = x[piece] @ weight.T
-            part, gradient = _of_rows(logits, labels[piece], first, group, wants_x or wants_weight)
-            loss += part
-            if gradient is None:
-                continue
+            loss += _of_rows(logits, labels[piece], first, group, wants_x or wants_weight)
             if grad_x is not None:
-                torch.mm(gradient, weight, out=grad_x[piece])
-            if grad_weight is not None:
-                add_product(grad_weight, gradient.T, x[piece])
+                torch.mm(logits, weight, out=grad_x[piece])
+            if wants_weight and total is not None:
+                add_product(total, logits.T, x[piece], scale)
+            del logits  # before the next ones come
         ctx.dtype = weight.dtype
-        ctx.save_for_backward(grad_x, grad_weight, total)
+        ctx.save_for_backward(grad_x, grad_weight)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight, total = ctx.saved_tensors
+        grad_x, grad_weight = ctx.saved_tensors
         if grad_x is not None:
             grad_x = grad_x * grad.to(grad_x.dtype)
-        if grad_weight is not None and total is not None:
-            _add_scaled(total, grad_weight, grad)
-            grad_weight = None
-        elif grad_weight is not None:
+        if grad_weight is not None:
             grad_weight = _scaled(grad_weight, grad, ctx.dtype)
-        return grad_x, grad_weight, None, None, None, None
+        return grad_x, grad_weight, None, None, None, None, None
 
 
 def _of_rows(
     logits: Tensor, labels: Tensor, first: int, group: dist.ProcessGroup | None, wants_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Loss and gradient of some rows' logits [N, V / ranks], whose first column is token `first`."""
+) -> Tensor:
+    """Loss of some rows' logits [N, V / ranks], whose first column is token `first`; they become their
+    gradient, where that is wanted."""
     column = labels - first
     here = (column >= 0) & (column < logits.shape[1])
     at = torch.arange(len(logits), device=logits.device) * logits.shape[1] + torch.where(here, column, 0)
@@ -112,14 +116,14 @@ def _of_rows(
     valid = labels != IGNORE
     loss = torch.where(valid, log_total - at_label, 0.0).sum()
     if not wants_gradient:
-        return loss, None
+        return loss
     # exp(-inf) is 0, for rows without a label
-    gradient = _shares(logits, torch.where(valid, log_total, torch.inf))
+    _to_shares(logits, torch.where(valid, log_total, torch.inf))
     # At the label it is 1 less, in float32: shares near 1 are told apart by few bits.
-    numbers = gradient.view(-1)
-    less = ((at_label - log_total).exp() - 1).to(gradient.dtype)
+    numbers = logits.view(-1)
+    less = ((at_label - log_total).exp() - 1).to(logits.dtype)
     numbers[at] = torch.where(here & valid, less, numbers[at])
-    return loss, gradient
+    return loss
 
 
 @fused()
@@ -131,16 +135,11 @@ def _sums(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @fused()
-def _shares(logits: Tensor, log_total: Tensor) -> Tensor:
-    """softmax, of the logits' type, given the logarithm of each row's sum."""
-    return (logits.float() - log_total[:, None]).exp().to(logits.dtype)
+def _to_shares(logits: Tensor, log_total: Tensor) -> None:
+    """Make them their softmax, given the logarithm of each row's sum."""
+    logits.copy_((logits.float() - log_total[:, None]).exp())
 
 
 @fused()
 def _scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return (x * factor).to(dtype)
-
-
-@fused()
-def _add_scaled(total: Tensor, x: Tensor, factor: Tensor) -> None:
-    total.add_(x * factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +28,7 @@ Micro = tuple[Tensor, Inputs]
 class Passes(Protocol):
     """Runs micro-batches through the model. Every rank must make each call."""
 
-    def train(self, micro_batches: Sequence[Micro], scale: Tensor) -> Tensor:
+    def train(self, micro_batches: Sequence[Micro], scale: float) -> Tensor:
         """Add the gradients of `scale` x loss to the weights; returns the sum of the losses, on the ranks
         that hold the end of the model."""
 
@@ -49,8 +50,8 @@ class OnePiece:
         self.keeps_gathered = keeps_gathered
         self.sums = sums
 
-    def train(self, micro_batches: Sequence[Micro], scale: Tensor) -> Tensor:
-        total = torch.zeros((), device=scale.device)
+    def train(self, micro_batches: Sequence[Micro], scale: float) -> Tensor:
+        total = torch.zeros((), device=micro_batches[0][0].device)
         if self.sums:
             self.sums.clear()
         for number, (tokens, inputs) in enumerate(micro_batches, start=1):
@@ -60,7 +61,7 @@ class OnePiece:
                 last = number == len(micro_batches)
                 self.model.set_requires_all_reduce(last)
                 self.model.set_reshard_after_backward(last or not self.keeps_gathered)
-            loss = self.model(tokens, inputs)
+            loss = self.model(tokens, replace(inputs, loss_scale=scale))
             if self.sums:
                 self.sums.catch()
             (loss * scale).backward()
@@ -87,14 +88,14 @@ class Pipeline:
                 fully_shard(holder, mesh=submesh(layout.weights, "replicate", "shard"))
         self._schedules: dict[tuple[int, torch.Size], Any] = {}
 
-    def train(self, micro_batches: Sequence[Micro], scale: Tensor) -> Tensor:
+    def train(self, micro_batches: Sequence[Micro], scale: float) -> Tensor:
         return self._run(micro_batches, scale, "step")
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Micro]) -> Tensor:
         return self._run(micro_batches, None, "eval")
 
-    def _run(self, micro_batches: Sequence[Micro], scale: Tensor | None, call: str) -> Tensor:
+    def _run(self, micro_batches: Sequence[Micro], scale: float | None, call: str) -> Tensor:
         for holder in self.holders:
             holder.scale, holder.total = scale, None
         size = self.layout.parallelism.round_size(len(micro_batches))
@@ -151,7 +152,7 @@ class _Stage(nn.Module):
         super().__init__()
         self.model = model
         self.micro_batches: Sequence[Micro] = ()
-        self.scale: Tensor | None = None
+        self.scale: float | None = None
         self.total: Tensor | None = None
         """Sum of the losses so far."""
 

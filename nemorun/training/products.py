@@ -34,12 +34,12 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(1, len(weight))
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total (float32) += a @ b, in one pass where the product is a GPU's."""
+def add_product(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """total (float32) += scale x a @ b, in one pass where the product is a GPU's."""
     if a.is_cuda and torch.version.cuda and a.dtype != torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        torch.addmm(total, a, b, alpha=scale, out_dtype=torch.float32, out=total)
     else:
-        total += a @ b
+        total.add_(a @ b, alpha=scale)
 
 
 def add(total: Tensor, x: Tensor) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nemorun.training import adapted, fp8, gating, loss, norm, optimizer, reducing, rotary
 from nemorun.training.fp8 import E4M3, E5M2
-from nemorun.training.products import add, add_product
+from nemorun.training.products import add, add_product, row_product
 from tests.gpu.measuring import CUDA, DEVICE, HALF, failures, said, timed
 
 TOKENS, CHANNELS, VOCABULARY, WIDTH = (16384, 14336, 128256, 4096) if CUDA else (32, 128, 100, 16)
@@ -226,8 +226,19 @@ def tune() -> None:
         print(f"thin product in tiles of {tile}: {took:.3f} ms, turned {turned:.3f} ms", flush=True)
 
 
+def rows() -> None:
+    for outputs, inputs in ((2 * CHANNELS, WIDTH), (WIDTH, CHANNELS), (VOCABULARY, WIDTH), ODD):
+        x, weight = drawn(1, inputs), drawn(outputs, inputs, seed=1)
+        with said(f"product of one row ({outputs}, {inputs})"):
+            wanted = x.float() @ weight.float().T
+            error = apart(row_product(x, weight), wanted)
+            name = f"product of one row ({outputs}, {inputs})"
+            line(name, error, 5e-3, lambda: row_product(x, weight), 2 * weight.numel())  # noqa: B023
+            print(f"      torch's: {timed(lambda: x @ weight.T):.3f} ms", flush=True)  # noqa: B023
+
+
 def losses() -> None:
-    rows = 4096 if CUDA else 8
+    rows = 8192 if CUDA else 8
     x, weight = drawn(rows, WIDTH), drawn(VOCABULARY, WIDTH, seed=1) / WIDTH**0.5
     labels = torch.randint(0, VOCABULARY, (rows,), device=DEVICE)
     labels[::7] = loss.IGNORE
@@ -236,9 +247,9 @@ def losses() -> None:
         exact = logits[: rows // 2].float().requires_grad_()
         wanted = F.cross_entropy(exact, labels[: rows // 2], ignore_index=loss.IGNORE, reduction="sum")
         wanted.backward()
-        found, gradient = loss._of_rows(logits[: rows // 2], labels[: rows // 2], 0, None, True)
-        assert exact.grad is not None and gradient is not None
-        error = max(abs(float(found / wanted.detach()) - 1), apart(gradient, exact.grad))
+        found = loss._of_rows(logits[: rows // 2], labels[: rows // 2], 0, None, True)
+        assert exact.grad is not None
+        error = max(abs(float(found / wanted.detach()) - 1), apart(logits[: rows // 2], exact.grad))
         line(
             "loss and gradient of logits",
             error,
@@ -342,6 +353,7 @@ def main() -> int:
     additions()
     float8_sums()
     casts()
+    rows()
     losses()
     sums()
     thin_products()

@@ -63,10 +63,8 @@ def a_run(
 
 #: GiB as measured on H100s and H200s, torch 2.11 (docs/performance.md), and the stage that was measured.
 MEASURED = {
-    "LoRA": (52.8, a_run(replace(LLAMA, lora=LORA), 1, 8192, optim=OptimConfig(), trainer={}), 0),
+    "LoRA": (51.8, a_run(replace(LLAMA, lora=LORA), 1, 8192, optim=OptimConfig(), trainer={}), 0),
     "FSDP2 x 2, 8,192 tokens": (47.9, a_run(length=8192), 0),
-    "FSDP2 x 2": (52.9, a_run(micro_batches=2), 0),
-    "TP2": (51.0, a_run(micro_batches=4, tensor_parallel=2), 0),
     "PP2": (47.7, a_run(micro_batches=4, pipeline_parallel=2), 0),
     "CP2": (51.8, a_run(micro_batches=4, context_parallel=2), 0),
     "Mixtral": (52.3, a_run(MIXTRAL, length=2048, micro_batches=2, optim=OptimConfig()), 0),
@@ -75,29 +73,27 @@ MEASURED = {
         a_run(MIXTRAL, length=2048, micro_batches=2, optim=OptimConfig(), expert_parallel=2),
         0,
     ),
-    "LoRA, selective": (41.7, a_run(replace(LLAMA, lora=LORA), 1, 8192, trainer=SELECTIVE), 0),
-    "LoRA, full": (20.6, a_run(replace(LLAMA, lora=LORA), 1, 8192), 0),
-    "LoRA, 2,048 tokens": (17.0, a_run(replace(LLAMA, lora=LORA), 1, 2048, 4, OptimConfig()), 0),
-    "LoRA, FSDP2 x 2": (11.2, a_run(replace(LLAMA, lora=LORA), 2, 2048, 2, OptimConfig()), 0),
+    "LoRA, selective": (
+        40.7,
+        a_run(replace(LLAMA, lora=LORA), 1, 8192, optim=OptimConfig(), trainer=SELECTIVE),
+        0,
+    ),
+    "LoRA, full": (19.6, a_run(replace(LLAMA, lora=LORA), 1, 8192, optim=OptimConfig()), 0),
     "LoRA, TP2": (
         10.5,
         a_run(replace(LLAMA, lora=LORA), 2, 2048, 4, OptimConfig(), tensor_parallel=2),
         0,
     ),
-    "packed": (75.0, a_run(rows=2, optim=OptimConfig(), trainer=SELECTIVE), 0),
-    "packed, weights kept": (112.2, a_run(rows=4, optim=OptimConfig(), trainer=KEPT), 0),
-    "selective": (98.2, a_run(rows=2, length=8192, optim=OptimConfig(), trainer=SELECTIVE), 0),
-    "weights kept": (112.2, a_run(rows=2, length=8192, optim=OptimConfig(), trainer=KEPT), 0),
-    "float8": (111.2, a_run(rows=2, length=8192, optim=OptimConfig(), trainer=FLOAT8), 0),
-    "float8, weights kept": (
-        125.2,
-        a_run(rows=2, length=8192, optim=OptimConfig(), trainer=FLOAT8 | KEPT),
+    "nothing recomputed": (78.0, a_run(length=8192, optim=OptimConfig(), trainer={}), 0),
+    "summed whole": (116.0, a_run(length=8192, micro_batches=8, optim=OptimConfig(), trainer=SUMMED), 0),
+    "summed whole, nothing recomputed": (
+        120.0,
+        a_run(length=8192, micro_batches=8, optim=OptimConfig(), trainer={**SUMMED, "recompute": "none"}),
         0,
     ),
-    "summed whole": (118.9, a_run(length=8192, micro_batches=8, optim=OptimConfig(), trainer=SUMMED), 0),
-    "float8, summed whole": (
-        131.9,
-        a_run(length=8192, micro_batches=8, optim=OptimConfig(), trainer=FLOAT8 | SUMMED),
+    "summed whole, two rows": (
+        116.0,
+        a_run(rows=2, micro_batches=8, optim=OptimConfig(), trainer=SUMMED),
         0,
     ),
 }
@@ -199,7 +195,7 @@ def a_pipelines_buffers() -> None:
         layout = Layout(config, kinds, ranks)
         passes = Pipeline(parallelize(GPTModel(model), config, layout), layout)
         tokens = torch.arange(16)[None]
-        passes.train([(tokens, Inputs(tokens))] * 6, torch.ones(()))
+        passes.train([(tokens, Inputs(tokens))] * 6, 1.0)
         (schedule,) = passes._schedules.values()
         found = [info for infos in schedule._stage.args_recv_info.values() for info in infos]
         found += [info for infos in schedule._stage.grad_recv_info.values() for info in infos]

@@ -80,7 +80,7 @@ def after_two_steps(ranks: Ranks, keeps_gathered: bool) -> tuple[int, dict[str, 
     for _ in range(2):
         gather = _fsdp_param_group.foreach_all_gather
         with mock.patch.object(_fsdp_param_group, "foreach_all_gather", wraps=gather) as gathered:
-            passes.train(batches, torch.ones(()))
+            passes.train(batches, 1.0)
         update.step()
         update.zero_grad()
     return gathered.call_count, {name: part(p.detach()) for name, p in model.named_parameters()}

@@ -81,6 +81,23 @@ def test_the_loss_in_pieces_has_the_gradients_of_the_whole(rows: int) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("rows", [1, 4, 100])
+def test_the_heads_gradient_is_added_to_a_sum(rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 4, generator=generator, requires_grad=True)
+    weight = torch.randn(7, 4, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 7, (2, 5), generator=generator)
+    of_x, of_weight = torch.autograd.grad(linear_cross_entropy_sum(x, weight, labels) * 0.5, (x, weight))
+    total = torch.ones(7, 4)
+    (linear_cross_entropy_sum(x, weight, labels, rows=rows, total=total, scale=0.5) * 0.5).backward()
+    torch.testing.assert_close(total, 1 + of_weight)
+    torch.testing.assert_close(x.grad, of_x)
+    assert weight.grad is None
+    with torch.no_grad():  # of a validation
+        linear_cross_entropy_sum(x, weight, labels, rows=rows, total=total)
+    torch.testing.assert_close(total, 1 + of_weight)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -29,7 +29,7 @@ def learned(
     passes = Pipeline(parallelize(GPTModel(SHAPE), trainer, layout), layout)
     with mock.patch.object(passes, "_round", wraps=passes._round) as rounds:
         tokens = [(torch.arange(16)[None] + 3 * number) % 64 for number in range(layout.data_rank, 16, 2)][:8]
-        loss = passes.train([(row, Inputs(row)) for row in tokens], torch.tensor(0.01))
+        loss = passes.train([(row, Inputs(row)) for row in tokens], 0.01)
         pieces = [holder.model for holder in passes.holders]
         found = {name: part(p.grad).clone() for piece in pieces for name, p in piece.named_parameters()}
         evaluated = passes.evaluate([(row, Inputs(row)) for row in tokens])

@@ -50,7 +50,7 @@ def after_two_steps(
             mock.patch.object(_fsdp_param_group, "foreach_reduce", wraps=by_fsdp) as often,
             mock.patch.object(summing, "_reduce_scatter", wraps=by_us) as once,
         ):
-            passes.train(batches, torch.full((), 1 / 48))
+            passes.train(batches, 1 / 48)
         update.step()
         update.zero_grad()
         if quantized:
