@@ -11,7 +11,6 @@ from nemorun.llm import DataConfig, FinetuneDataConfig, GPTConfig, finetune, pre
 from nemorun.training import CheckpointConfig, OptimConfig, ParallelismConfig, TrainerConfig
 
 GPUS_OF_A_NODE = 8
-Recompute = Literal["none", "selective", "full"]
 Peft = Literal["lora"]
 TextPath = str | list[str | Path] | dict[str, float] | None
 
@@ -46,14 +45,13 @@ def pretraining(
     parallelism: ParallelismConfig | None = None,
     schedule: Literal["cosine", "constant"] = "cosine",
     warmup_steps: int = 2000,
-    recompute: Recompute = "selective",
     reshard_after_forward: bool = True,
 ) -> Partial:
     """Adam with β 0.9 and 0.95, eps 1e-5, decay 0.1; a cosine goes down to a tenth of the rate."""
     return Partial(
         pretrain,
         model=model,
-        trainer=_trainer(place, max_steps, recompute, val_interval=2000, reshard=reshard_after_forward),
+        trainer=_trainer(place, max_steps, val_interval=2000, reshard=reshard_after_forward),
         data=DataConfig(
             path=data_path,
             tokenizer=tokenizer_path,
@@ -77,7 +75,6 @@ def finetuning(
     *,
     peft: Peft | None,
     parallelism: ParallelismConfig,
-    recompute: Recompute = "selective",
 ) -> Partial:
     """LoRA or all weights: rate 1e-4 or 5e-6, warm-up of 50 steps, β2 0.98, a cosine down to 0."""
     if peft not in (None, "lora"):
@@ -86,7 +83,7 @@ def finetuning(
     return Partial(
         finetune,
         model=model,
-        trainer=_trainer(place, max_steps, recompute, val_interval=100),
+        trainer=_trainer(place, max_steps, val_interval=100),
         data=FinetuneDataConfig(
             train_data=data_path or "",
             tokenizer=tokenizer_path or checkpoint_path,  # a checkpoint's folder has its tokenizer
@@ -103,7 +100,7 @@ def finetuning(
 
 
 def _trainer(
-    place: tuple[int, int], max_steps: int, recompute: Recompute, val_interval: int, reshard: bool = True
+    place: tuple[int, int], max_steps: int, val_interval: int, reshard: bool = True
 ) -> TrainerConfig:
     nodes, devices = place
     return TrainerConfig(
@@ -113,6 +110,5 @@ def _trainer(
         devices=devices,
         num_nodes=nodes,
         reshard_after_forward=reshard,
-        recompute=recompute,
         val_interval=val_interval,
     )

@@ -17,12 +17,9 @@ Experts are taken to be chosen equally often.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from nemorun.llm.config import GPTConfig
-from nemorun.training.config import ParallelismConfig
-
-Recompute = Literal["none", "selective", "full"]
+from nemorun.training.config import ParallelismConfig, Recompute
 
 
 @dataclass(frozen=True)

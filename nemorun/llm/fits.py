@@ -127,7 +127,7 @@ def _changes(run: Run) -> Iterator[Change]:
     if not run.trainer.reshard_after_forward:
         yield Change("trainer", "reshard_after_forward", True)
     kinds = ("none", "selective", "full")
-    for kind in kinds[kinds.index(run.trainer.recompute) + 1 :]:
+    for kind in kinds[kinds.index(run.trainer.recompute or "none") + 1 :]:
         yield Change("trainer", "recompute", kind)
     if run.optim.moments == "fp32":
         yield Change("optim", "moments", "bf16")

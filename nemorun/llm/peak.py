@@ -89,7 +89,8 @@ class _Stage:
             casts_weights=not self.parameters.wraps and self.width < 4,
             float8=trainer.precision == "fp8-mixed",
         )  # fmt: skip
-        self.kept, self.working = block.kept[trainer.recompute], block.working[trainer.recompute]
+        recompute = trainer.recompute or "none"
+        self.kept, self.working = block.kept[recompute], block.working[recompute]
         self.round = parallelism.round_size(self.micro_batches)
         in_flight = in_flight_pieces(parallelism, self.round, stage)
         self.activations = in_flight * self.layers / self.pieces * self.kept + self.hidden

@@ -30,9 +30,11 @@ def resources(
     if trainer.gpu_memory_gib is not None and trainer.accelerator != "cpu":
         from nemorun.llm.fits import Run, refusal
         from nemorun.llm.memory import GIB
+        from nemorun.llm.settling import settled
 
-        run = Run(model, trainer, data, optim, parallelism)
-        if problem := refusal(run, trainer.gpu_memory_gib * GIB):
+        capacity = trainer.gpu_memory_gib * GIB
+        run = settled(Run(model, trainer, data, optim, parallelism), capacity)
+        if problem := refusal(run, capacity):
             raise ConfigError(problem)
     return Resources(
         nodes=trainer.num_nodes,
@@ -52,7 +54,7 @@ def notes(
     """The memory that a GPU needs, for `nemorun show`. Raises ConfigError where the layout is impossible."""
     from nemorun.llm.fits import Run
     from nemorun.llm.memory import GIB
-    from nemorun.llm.micro_batch import settled
+    from nemorun.llm.settling import settled
 
     check_layout(trainer, parallelism, data.global_batch_size, data.rows)
     model.check_parallelism(parallelism, data.seq_length)
@@ -61,7 +63,13 @@ def notes(
     capacity = None if trainer.gpu_memory_gib is None else trainer.gpu_memory_gib * GIB
     run = settled(Run(model, trainer, data, optim, parallelism), capacity)
     memory = run.memory()
-    rows = "" if data.micro_batch_size is not None else f" with micro-batches of {run.data.rows}"
+    chosen = [] if data.micro_batch_size is not None else [f"micro-batches of {run.data.rows}"]
+    if trainer.recompute is None:
+        chosen.append(f"recompute={run.trainer.recompute}")
     if trainer.sync_each_micro_batch is None and run.trainer.sync_each_micro_batch is False:
-        rows += f"{' and' if rows else ' with'} gradients exchanged once a step"
-    return [f"memory: about {memory.describe()}{rows}, at its peak: {memory.moment}"]
+        chosen.append("gradients exchanged once a step")
+    how = f" with {', '.join(chosen)}" if chosen else ""
+    less = ""
+    if capacity is None and trainer.recompute is None:
+        less = ". GPUs without room for that recompute more: set trainer.gpu_memory_gib to what they have"
+    return [f"memory: about {memory.describe()}{how}, at its peak: {memory.moment}{less}"]

@@ -14,9 +14,9 @@ from nemorun.llm.config import GPTConfig
 from nemorun.llm.data import DataConfig, FinetuneData, FinetuneDataConfig, Prefetched, PretrainData
 from nemorun.llm.fits import Run, refusal, warning
 from nemorun.llm.huggingface import TensorFiles, check_base, read_model, write_adapter, write_model
-from nemorun.llm.micro_batch import settled
 from nemorun.llm.model import GPTModel
 from nemorun.llm.sample import continued
+from nemorun.llm.settling import settled
 from nemorun.training.attention import kernel_name
 from nemorun.training.config import (
     CheckpointConfig,
@@ -75,10 +75,11 @@ def train(
         where += f"\ncurves   tensorboard --logdir {shlex.quote(str(results_folder(log)))}"
     tokens = data.global_batch_size * seq_length
     once = "" if run.trainer.sync_each_micro_batch else ", gradients exchanged once a step"
+    again = "" if run.trainer.recompute == "none" else f", recompute={run.trainer.recompute}"
     shown(
         f"data     {text}\n"
         f"train    {trainer.max_steps} steps of {data.global_batch_size} x {seq_length} tokens in "
-        f"micro-batches of {data.rows}{once}, {trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
+        f"micro-batches of {data.rows}{once}{again}, {trainer.max_steps * tokens / 1e6:,.2f} M in all\n"
         f"{where}"
     )
     with contextlib.closing(Prefetched(text, data.prefetch)) as batches:

@@ -22,6 +22,9 @@ def default_seed() -> int:
     return int(os.environ.get("NEMORUN_SEED", "0"))
 
 
+Recompute = Literal["none", "selective", "full"]
+
+
 @dataclass
 class TrainerConfig:
     """How long, on what, and in which precision."""
@@ -49,9 +52,10 @@ class TrainerConfig:
     """Ranks exchange gradients with each micro-batch of a step, so that each keeps the sum of its own part
     only. False: once a step, and until then each adds up whole ones, 4 bytes a parameter. None: False where a
     step has several micro-batches, GPUs have room, and the layout is one for which that is built."""
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Recompute | None = None
     """What the backward pass computes again instead of keeping: nothing, all but matrix products and
-    attention, or whole blocks."""
+    attention, or whole blocks. None: the least for which GPUs have room; nothing on the CPU, and for models
+    whose memory is not known."""
     gpu_memory_gib: float | None = None
     """Memory of one GPU, against which a run is judged before it is submitted. None: it is judged in the job,
     by the GPU that is there, before any weight gets memory."""

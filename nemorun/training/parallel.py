@@ -75,7 +75,7 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
         if config.precision == "fp8-mixed":
             unfit += choose_matrices(piece)
         for block in piece.blocks.values():
-            block.forward = _recomputed(block.forward, config.recompute, compiles(config, layout))
+            block.forward = _recomputed(block.forward, config.recompute or "none", compiles(config, layout))
             if compiles(config, layout):
                 # Rings, and experts on several ranks, exchange what no compiler follows.
                 whole = not layout.context_group and not layout.expert_group

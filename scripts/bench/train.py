@@ -48,10 +48,11 @@ LORA = {"enabled": True, "rank": 16, "alpha": 32.0}
 
 SELECTIVE = {"recompute": "selective"}
 FAST = {**SELECTIVE, "reshard_after_forward": False}
-SUMMED = {**FAST, "sync_each_micro_batch": False}
+SUMMED = {"recompute": "none", "reshard_after_forward": False, "sync_each_micro_batch": False}
+FLOAT8 = {**SELECTIVE, "precision": "fp8-mixed"}
 PLAIN = {"warm": 5, "micro_batches": 1}
 #: Steps that take as long as many others.
-MANY = {"micro_batches": 32, "warm": 2, "steps": 3}
+MANY = {"micro_batches": 64, "warm": 1, "steps": 2}
 
 #: name -> what it trains; `gpus` 0: all of them.
 ROWS: dict[str, dict[str, Any]] = {
@@ -59,9 +60,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "pretrain-1": {"gpus": 0, "rows": 1},
     # Steps as recipes take them on H200s: many micro-batches, of which those on two GPUs sum up 256.
     "pretrain-sums": {"gpus": 0, "rows": 1, "trainer": SUMMED, **MANY},
-    "pretrain-sums-fp8": {"gpus": 0, "rows": 1, "trainer": {**SUMMED, "precision": "fp8-mixed"}, **MANY},
+    "pretrain-sums-fp8": {"gpus": 0, "rows": 1, "trainer": {**SUMMED, **FLOAT8}, **MANY},
     "packed-sums": {"gpus": 0, "rows": 2, "length": 4096, "packed": True, "trainer": SUMMED, **MANY},
-    "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": {**SELECTIVE, "precision": "fp8-mixed"}},
+    "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": FLOAT8},
     "pretrain-bf16-moments": {"gpus": 0, "rows": 1, "optim": {"moments": "bf16"}},
     "lora": {"gpus": 1, "rows": 1, "model": {"lora": LORA}},
     "lora-2": {"gpus": 1, "rows": 2, "model": {"lora": LORA}, "trainer": SELECTIVE},
@@ -210,7 +211,7 @@ def train(row: dict[str, Any], config: GPTConfig) -> None:
         path, _, value = change.partition("=")
         part, _, name = path.partition(".")
         parts[part][name] = json.loads(value)
-    steps = row["steps"] + row["warm"]
+    steps = row["steps"] + row["warm"] + (2 if row["trace"] else 0)
     trainer = TrainerConfig(
         max_steps=steps, devices=row["gpus"], log_interval=10, val_batches=0, **parts["trainer"]
     )

@@ -13,7 +13,7 @@ from nemorun.config import Partial, dumps, loads, resources_of, smoke, validate
 from nemorun.errors import ConfigError
 from nemorun.llm.fits import Run
 from nemorun.llm.memory import GIB
-from nemorun.llm.micro_batch import settled
+from nemorun.llm.settling import settled
 from nemorun.llm.shapes import llama3_405b
 from nemorun.training import OptimConfig, TrainerConfig
 
@@ -117,7 +117,7 @@ def test_what_is_measured_is_what_the_recipe_does(monkeypatch: pytest.MonkeyPatc
 
     recipe = make("llama3_8b_pretrain")
     measured = {**TrainerConfig().__dict__, **ROWS["pretrain"]["trainer"]}
-    for name in ("recompute", "reshard_after_forward", "precision", "strategy", "compile"):
+    for name in ("reshard_after_forward", "precision", "strategy", "compile"):
         assert measured[name] == getattr(recipe.trainer, name), name
     on_two = recipes.llama3_8b_pretrain(num_gpus=2).build().keywords
     parts = (on_two[name] for name in ("model", "trainer", "data", "optim", "parallelism"))
@@ -125,6 +125,10 @@ def test_what_is_measured_is_what_the_recipe_does(monkeypatch: pytest.MonkeyPatc
     for name, value in summed["trainer"].items():
         assert getattr(run.trainer, name) == value, name
     assert run.data.micro_batch_size == summed["rows"]
+    adapted = recipes.llama3_8b_finetune(num_gpus=1, data_path="x.jsonl").build().keywords
+    parts = (adapted[name] for name in ("model", "trainer", "data", "optim", "parallelism"))
+    assert settled(Run(*parts), 139.8 * GIB).trainer.recompute == "none"  # as the row that is called lora
+    assert "recompute" not in ROWS["lora"].get("trainer", {})
     assert "optim" not in ROWS["pretrain"] and recipe.optim.moments == OptimConfig().moments
     assert {name: getattr(recipe.model, name) for name in LLAMA_8B} == LLAMA_8B
 
@@ -201,7 +205,7 @@ def test_every_recipe_fits_gpus_of_80_gb(which: str) -> None:
     assert resources_of(task) is not None
     arguments = task.build().keywords
     run_ = Run(*(arguments[name] for name in ("model", "trainer", "data", "optim", "parallelism")))
-    assert run_.share(79.1 * GIB) < 0.95
+    assert settled(run_, 79.1 * GIB).share(79.1 * GIB) < 0.95
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm", "kubernetes"])

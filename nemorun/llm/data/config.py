@@ -37,7 +37,7 @@ class DataConfig(_Batches):
     """Sequences in one optimizer step, over all ranks."""
     micro_batch_size: int | None = None
     """Sequences in one forward pass of one rank; the rest is gradient accumulation. None: as many as make
-    use of a GPU and surely fit it (`nemorun.llm.micro_batch`); one on the CPU."""
+    use of a GPU and surely fit it (`nemorun.llm.settling`); one on the CPU."""
     seq_length: int | None = None
     """Tokens in a sequence. None: the model's seq_length."""
     reset_positions: bool = False
@@ -94,7 +94,7 @@ class FinetuneDataConfig(_Batches):
     """Rows in one optimizer step, over all ranks."""
     micro_batch_size: int | None = None
     """Rows in one forward pass of one rank; the rest is gradient accumulation. None: as many as make use of
-    a GPU and surely fit it (`nemorun.llm.micro_batch`); one on the CPU."""
+    a GPU and surely fit it (`nemorun.llm.settling`); one on the CPU."""
     seq_length: int | None = None
     """Tokens in a row; longer examples are cut. None: the model's seq_length."""
     val_fraction: float = 0.05

@@ -1,4 +1,4 @@
-"""The micro-batch that is chosen where none is given: as large as is of use, and surely fits."""
+"""What is chosen where nothing is given: as large a micro-batch, and as much kept, as is of use and fits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nemorun.llm import GPTConfig, pretrain
 from nemorun.llm.data.config import DataConfig, FinetuneDataConfig
 from nemorun.llm.fits import Run
 from nemorun.llm.memory import GIB
-from nemorun.llm.micro_batch import ENOUGH, ROOM, ROOM_WITHOUT_EXCHANGES, settled
+from nemorun.llm.settling import ENOUGH, ROOM, ROOM_WITHOUT_EXCHANGES, settled
 from nemorun.training.config import LogConfig, TrainerConfig
 
 H100, H200 = 79.1 * GIB, 139.8 * GIB
@@ -27,28 +27,29 @@ def run_of(recipe: str, **arguments: Any) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "arguments", "capacity", "rows", "once"),
+    ("recipe", "arguments", "capacity", "rows", "once", "recompute"),
     [
-        ("llama3_8b_pretrain", {}, H200, 2, True),  # 2 x 8,192 tokens
-        ("llama3_8b_pretrain", {}, H100, 1, False),  # 84 of 79 GiB with whole sums, 83 with two
-        ("llama3_8b_pretrain", {"num_gpus": 2}, H200, 1, True),  # 143 of 140 GiB with two
-        ("llama3_8b_finetune", {"num_gpus": 1}, H100, 4, False),  # 67 of 79 GiB with eight
-        ("llama3_8b_finetune", {"num_gpus": 1}, H200, 8, False),  # 8 x 2,048 tokens
-        ("llama3_70b_pretrain", {}, H200, 1, False),  # a pipeline
+        ("llama3_8b_pretrain", {}, H200, 2, True, "none"),  # 2 x 8,192 tokens
+        ("llama3_8b_pretrain", {}, H100, 1, False, "none"),  # 84 of 79 GiB with whole sums, 83 with two
+        ("llama3_8b_pretrain", {"num_gpus": 2}, H200, 1, True, "none"),  # 143 of 140 GiB with two
+        ("llama3_8b_finetune", {"num_gpus": 1}, H100, 4, False, "none"),  # 67 of 79 GiB with eight
+        ("llama3_8b_finetune", {"num_gpus": 1}, H200, 8, False, "none"),  # 8 x 2,048 tokens
+        ("llama3_70b_pretrain", {}, H200, 1, False, "none"),  # a pipeline
     ],
 )
 def test_a_gpu_gets_what_makes_use_of_it_and_fits(
-    recipe: str, arguments: dict[str, Any], capacity: float, rows: int, once: bool
+    recipe: str, arguments: dict[str, Any], capacity: float, rows: int, once: bool, recompute: str
 ) -> None:
     if "finetune" in recipe:
         arguments = {**arguments, "data_path": "x.jsonl"}
     run = run_of(recipe, **arguments)
     found = settled(run, capacity)
     assert (found.data.micro_batch_size, found.trainer.sync_each_micro_batch) == (rows, not once)
+    assert found.trainer.recompute == recompute
     open_again = replace(
         found,
         data=replace(found.data, micro_batch_size=None),
-        trainer=replace(found.trainer, sync_each_micro_batch=None),
+        trainer=replace(found.trainer, sync_each_micro_batch=None, recompute=None),
     )
     assert open_again == run
     length = found.data.seq_length or found.model.seq_length
@@ -103,6 +104,27 @@ def test_without_a_gpu_it_is_one() -> None:
     assert settled(run_of("llama3_8b_pretrain"), None).data.micro_batch_size == 1
 
 
+@pytest.mark.parametrize(
+    ("gib", "recompute"), [(79.1, "none"), (75.0, "selective"), (64.0, "selective"), (62.0, "full")]
+)
+def test_the_less_room_there_is_the_more_is_computed_again(gib: float, recompute: str) -> None:
+    run = run_of("llama3_8b_pretrain")  # about 62, 58 and 37 GiB
+    found = settled(run, gib * GIB)
+    assert found.trainer.recompute == recompute
+    for kind in ("none", "selective", "full"):
+        given = replace(run, trainer=replace(run.trainer, recompute=kind))
+        assert settled(given, gib * GIB).trainer.recompute == kind
+
+
+def test_trained_float8_keeps_what_was_measured() -> None:
+    run = run_of("llama3_8b_pretrain", num_gpus=2)
+    float8 = replace(run, trainer=replace(run.trainer, precision="fp8-mixed"))
+    assert settled(float8, H200).trainer.recompute == "selective"
+    assert settled(replace(float8, trainer=replace(float8.trainer, precision="bf16-mixed")), H200) == settled(
+        run, H200
+    )
+
+
 def test_the_global_batch_has_to_be_divided() -> None:
     run = run_of("llama3_8b_finetune", data_path="x.jsonl")
     for rows_of_all, rows in ((8, 1), (16, 2), (24, 1), (128, 8)):
@@ -125,10 +147,13 @@ def test_none_is_a_value_and_zero_is_not(config: Any) -> None:
 
 def test_what_a_gpu_has_decides_before_the_launch_what_is_shown() -> None:
     task = recipes.llama3_8b_pretrain()
-    assert "with micro-batches of 1, at its peak" in notes_of(task)[0]
+    assert "with micro-batches of 1, recompute=none, at its peak" in notes_of(task)[0]
+    assert "set trainer.gpu_memory_gib" in notes_of(task)[0]
     task.trainer.gpu_memory_gib = 139.8
-    assert "with micro-batches of 2 and gradients exchanged once a step, at its peak" in notes_of(task)[0]
+    chosen = "with micro-batches of 2, recompute=none, gradients exchanged once a step, at its peak"
+    assert chosen in notes_of(task)[0] and "set trainer" not in notes_of(task)[0]
     task.data.micro_batch_size = 1
+    task.trainer.recompute = "selective"
     assert ") with gradients exchanged once a step, at its peak" in notes_of(task)[0]
     task.trainer.sync_each_micro_batch = True
     assert "with" not in notes_of(task)[0]
