@@ -52,7 +52,7 @@ SUMMED = {"recompute": "none", "reshard_after_forward": False, "sync_each_micro_
 FLOAT8 = {**SELECTIVE, "precision": "fp8-mixed"}
 PLAIN = {"warm": 5, "micro_batches": 1}
 #: Steps that take as long as many others.
-MANY = {"micro_batches": 64, "warm": 1, "steps": 2}
+MANY = {"micro_batches": 32, "warm": 1, "steps": 3}
 
 #: name -> what it trains; `gpus` 0: all of them.
 ROWS: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["pretrain-sums", "lora", "packed-sums"])
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed, after some that are not")
-    parser.add_argument("--micro-batches", type=int, default=1000, help="at most, in a step")
+    parser.add_argument("--micro-batches", type=int, help="in a step, of rows that have many")
     parser.add_argument("--layers", type=int, help="fewer layers, to try the script")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PART.FIELD=VALUE", help="change all rows of ours"
@@ -104,7 +104,8 @@ def main() -> None:
     for name in arguments.rows:
         row = {**PLAIN, **ROWS[name], "layers": arguments.layers, "set": arguments.set}
         row["steps"] = min(arguments.steps, row.get("steps", arguments.steps))
-        row["micro_batches"] = min(arguments.micro_batches, row["micro_batches"])
+        if arguments.micro_batches and row["micro_batches"] > 1:
+            row["micro_batches"] = arguments.micro_batches
         row["trace"] = arguments.trace if name == arguments.rows[0] else None
         row["floor"] = not arguments.no_floor
         gpus = row["gpus"] or torch.cuda.device_count()
