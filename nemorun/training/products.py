@@ -15,7 +15,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., D] @ weight [O, D].T; of one row, without a gradient, at the speed at which a GPU reads."""
     one_row = x.numel() == x.shape[-1] and x.dtype == weight.dtype
     if one_row and x.is_cuda and HAS_TRITON and not torch.is_grad_enabled():
-        return row_product(x.view(1, -1), weight).view(*x.shape[:-1], -1)
+        return row_product(x.reshape(1, -1), weight).view(*x.shape[:-1], -1)
     return F.linear(x, weight)
 
 
