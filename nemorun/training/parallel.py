@@ -65,6 +65,7 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
     if layout.parallelism.async_tensor_parallel:
         _overlap_tensor_exchanges(layout)
     pieces = _pieces(model.to("meta") if given is None else _without_weights(model), layout)
+    compiled = compiles(config, layout)
     unfit: list[str] = []  # matrices that float8 leaves out
     for piece in pieces:
         piece.dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
@@ -75,8 +76,8 @@ def parallelize(model: TrainableModel, config: TrainerConfig, layout: Layout) ->
         if config.precision == "fp8-mixed":
             unfit += choose_matrices(piece)
         for block in piece.blocks.values():
-            block.forward = _recomputed(block.forward, config.recompute or "none", compiles(config, layout))
-            if compiles(config, layout):
+            block.forward = _recomputed(block.forward, config.recompute or "none", compiled)
+            if compiled:
                 # Rings, and experts on several ranks, exchange what no compiler follows.
                 whole = not layout.context_group and not layout.expert_group
                 block.forward = torch.compile(block.forward, fullgraph=whole)

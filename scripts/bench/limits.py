@@ -17,7 +17,7 @@ FLOOR_TOKENS = 16_384
 of a shorter moment, in which a GPU's clock may be higher: floors are to be compared with each other."""
 
 Work = list[tuple[int, Callable[[], object]]]
-"""Operations of a micro-batch, and how often each runs, in order."""
+"""Operations, and how often each runs, in order."""
 
 
 def speed_of(seconds: Callable[[Work], float], config: Any, rows: int, length: int, float8: bool) -> float:

@@ -111,6 +111,12 @@ def test_the_defaults(
         assert (task.optim.min_lr, task.optim.betas) == (None, (0.9, 0.95))
 
 
+def run_of(task: Partial) -> Run:
+    """What its memory depends on."""
+    arguments = task.build().keywords
+    return Run(*(arguments[name] for name in ("model", "trainer", "data", "optim", "parallelism")))
+
+
 def test_what_is_measured_is_what_the_recipe_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts" / "bench"))
     from train import LLAMA_8B, ROWS
@@ -119,15 +125,13 @@ def test_what_is_measured_is_what_the_recipe_does(monkeypatch: pytest.MonkeyPatc
     measured = {**TrainerConfig().__dict__, **ROWS["pretrain"]["trainer"]}
     for name in ("reshard_after_forward", "precision", "strategy", "compile"):
         assert measured[name] == getattr(recipe.trainer, name), name
-    on_two = recipes.llama3_8b_pretrain(num_gpus=2).build().keywords
-    parts = (on_two[name] for name in ("model", "trainer", "data", "optim", "parallelism"))
-    run, summed = settled(Run(*parts), 139.8 * GIB), ROWS["pretrain-sums"]
+    on_two = run_of(recipes.llama3_8b_pretrain(num_gpus=2))
+    run, summed = settled(on_two, 139.8 * GIB), ROWS["pretrain-sums"]
     for name, value in summed["trainer"].items():
         assert getattr(run.trainer, name) == value, name
     assert run.data.micro_batch_size == summed["rows"]
-    adapted = recipes.llama3_8b_finetune(num_gpus=1, data_path="x.jsonl").build().keywords
-    parts = (adapted[name] for name in ("model", "trainer", "data", "optim", "parallelism"))
-    assert settled(Run(*parts), 139.8 * GIB).trainer.recompute == "none"  # as the row that is called lora
+    adapted = run_of(recipes.llama3_8b_finetune(num_gpus=1, data_path="x.jsonl"))
+    assert settled(adapted, 139.8 * GIB).trainer.recompute == "none"  # as the row that is called lora
     assert "recompute" not in ROWS["lora"].get("trainer", {})
     assert "optim" not in ROWS["pretrain"] and recipe.optim.moments == OptimConfig().moments
     assert {name: getattr(recipe.model, name) for name in LLAMA_8B} == LLAMA_8B
@@ -203,9 +207,7 @@ def test_every_recipe_fits_gpus_of_80_gb(which: str) -> None:
     task = make(which)
     task.trainer.gpu_memory_gib = 79.1  # what torch finds on an H100 of 80 GB
     assert resources_of(task) is not None
-    arguments = task.build().keywords
-    run_ = Run(*(arguments[name] for name in ("model", "trainer", "data", "optim", "parallelism")))
-    assert settled(run_, 79.1 * GIB).share(79.1 * GIB) < 0.95
+    assert settled(run_of(task), 79.1 * GIB).share(79.1 * GIB) < 0.95
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm", "kubernetes"])

@@ -61,12 +61,17 @@ def test_a_likely_label_has_an_exact_gradient_in_bfloat16() -> None:
     assert float(x.grad) == pytest.approx(8 * (share - 1), rel=0.01)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 100])
-def test_the_loss_in_pieces_has_the_gradients_of_the_whole(rows: int) -> None:
+def a_head() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Its input [2, 5, 4], its weight [7, 4] and the labels."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 5, 4, generator=generator, requires_grad=True)
     weight = torch.randn(7, 4, generator=generator, requires_grad=True)
-    labels = torch.randint(0, 7, (2, 5), generator=generator)
+    return x, weight, torch.randint(0, 7, (2, 5), generator=generator)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100])
+def test_the_loss_in_pieces_has_the_gradients_of_the_whole(rows: int) -> None:
+    x, weight, labels = a_head()
     labels[0, ::2] = IGNORE
     expected = torch.nn.functional.cross_entropy(
         (x @ weight.T).flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
@@ -83,10 +88,7 @@ def test_the_loss_in_pieces_has_the_gradients_of_the_whole(rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 4, 100])
 def test_the_heads_gradient_is_added_to_a_sum(rows: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 5, 4, generator=generator, requires_grad=True)
-    weight = torch.randn(7, 4, generator=generator, requires_grad=True)
-    labels = torch.randint(0, 7, (2, 5), generator=generator)
+    x, weight, labels = a_head()
     of_x, of_weight = torch.autograd.grad(linear_cross_entropy_sum(x, weight, labels) * 0.5, (x, weight))
     total = torch.ones(7, 4)
     (linear_cross_entropy_sum(x, weight, labels, rows=rows, total=total, scale=0.5) * 0.5).backward()
