@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 
 
-def summary(times: list[float]) -> dict[str, float]:
-    """The median in seconds, and p99 over it."""
+def summary(times: list[float]) -> dict[str, float | None]:
+    """The median in seconds, and p99 over it, which a single step does not have."""
     median = statistics.median(times)
-    return {"median_s": median, "jitter": sorted(times)[int(len(times) * 0.99)] / median}
+    jitter = sorted(times)[int(len(times) * 0.99)] / median if len(times) > 1 else None
+    return {"median_s": median, "jitter": jitter}

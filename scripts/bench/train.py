@@ -8,7 +8,8 @@
 
 The limit of a row is the time of its matrix products and its attention alone, forward and backward, at its
 shapes and in its precision: each by itself for a moment, over 16,384 tokens ("floor"); and all of them, over
-a micro-batch, for seconds, in which a GPU comes to its limit of power ("sustained"). Each row runs in
+a micro-batch, for seconds, in which a GPU comes to its limit of power ("sustained"). All GPUs of a row
+measure them, and the slowest one's count: a step is over when its last GPU is done. Each row runs in
 processes of its own, through the loop that `nemorun run` uses. Needs no network.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -51,15 +53,16 @@ FAST = {**SELECTIVE, "reshard_after_forward": False}
 SUMMED = {"recompute": "none", "reshard_after_forward": False, "sync_each_micro_batch": False}
 FLOAT8 = {**SELECTIVE, "precision": "fp8-mixed"}
 PLAIN = {"warm": 5, "micro_batches": 1}
-#: Steps that take as long as many others.
+#: Steps that take as long as many others; the one before them is a short one.
 MANY = {"micro_batches": 32, "warm": 1, "steps": 3}
+WARM_MICRO_BATCHES = 8
 
 #: name -> what it trains; `gpus` 0: all of them.
 ROWS: dict[str, dict[str, Any]] = {
     "pretrain": {"gpus": 0, "rows": 2, "trainer": FAST},
     "pretrain-1": {"gpus": 0, "rows": 1},
-    # Steps as recipes take them on H200s: many micro-batches, of which those on two GPUs sum up 256.
-    "pretrain-sums": {"gpus": 0, "rows": 1, "trainer": SUMMED, **MANY},
+    # Steps of many micro-batches, as recipes take them on H200s: the first row is what they do on two.
+    "pretrain-sums": {"gpus": 0, "rows": 1, "trainer": SUMMED, **MANY, "micro_batches": 256, "steps": 1},
     "pretrain-sums-fp8": {"gpus": 0, "rows": 1, "trainer": {**SUMMED, **FLOAT8}, **MANY},
     "packed-sums": {"gpus": 0, "rows": 2, "length": 4096, "packed": True, "trainer": SUMMED, **MANY},
     "pretrain-fp8": {"gpus": 0, "rows": 2, "trainer": FLOAT8},
@@ -135,7 +138,7 @@ def table(results: dict[str, Any]) -> str:
             ]
             lines.append(
                 f"{name:<22} {speed:>12,.0f} {' '.join(limits)} "
-                f"{row['jitter']:>10.3f} {row['gib']:>6.1f} {row['first_step_s']:>8.1f} s"
+                f"{row['jitter'] or math.nan:>10.3f} {row['gib']:>6.1f} {row['first_step_s']:>8.1f} s"
             )
         if "peer" in row:
             lines.append(peer.line(row["peer"], row.get("tokens_per_second_per_gpu")))
@@ -272,16 +275,21 @@ def train(row: dict[str, Any], config: GPTConfig) -> None:
         told = [json.loads(line) for line in (Path(row["folder"]) / "metrics.jsonl").read_text().splitlines()]
         del loop
         torch.cuda.empty_cache()
-        floor = sustained = None
-        if row["floor"] and ranks.first:
+        floor = sustained = fastest = None
+        if row["floor"]:
             float8 = trainer.precision == "fp8-mixed"
-            floor = speed_of(floor_seconds, config, max(row["rows"], FLOOR_TOKENS // length), length, float8)
-            sustained = speed_of(sustained_seconds, config, row["rows"], length, float8)
+            own = (
+                speed_of(floor_seconds, config, max(row["rows"], FLOOR_TOKENS // length), length, float8),
+                speed_of(sustained_seconds, config, row["rows"], length, float8),
+            )
+            floor, sustained = (-slowest for slowest in ranks.max(*(-speed for speed in own)))
+            fastest = ranks.max(*own)
         if ranks.first:
             answer = {
                 "tokens_per_second_per_gpu": tokens / found["median_s"],
                 "floor": floor,
                 "sustained": sustained,
+                "limits_of_fastest": fastest,
                 **found,
                 "gib": peak,
                 "gib_of_any_rank": highest[0],
@@ -301,14 +309,17 @@ class Random:
     def __init__(self, row: dict[str, Any], length: int, vocabulary: int, layout: Any) -> None:
         self.rows, self.length, self.vocabulary = row["rows"], length, vocabulary
         self.packed = row.get("packed", False)
-        self.micro_batches = row["micro_batches"]
+        self.micro_batches, self.warm = row["micro_batches"], row["warm"]
         self.layout = layout
         self.step = 0
 
     def next_step(self) -> list[Any]:
         self.step += 1
-        first = self.layout.data_rank * self.micro_batches
-        return [self._batch(first + i) for i in range(self.micro_batches)]
+        count = self.micro_batches
+        if self.step <= self.warm:
+            count = min(count, WARM_MICRO_BATCHES)
+        first = self.layout.data_rank * count
+        return [self._batch(first + i) for i in range(count)]
 
     def _batch(self, number: int) -> Any:
         import torch
