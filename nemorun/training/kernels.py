@@ -223,6 +223,50 @@ def _rotate(
 
 
 @triton.jit
+def _softmax_sums(logits, highest, total, columns, LOWEST: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    most = LOWEST
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, columns, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        value = tl.load(logits + row * columns + column, column < columns, other=float("-inf"))
+        value = value.to(tl.float32)
+        now = tl.maximum(most, tl.max(value, 0))
+        sums = sums * tl.exp(most - now) + tl.exp(value - now)
+        most = now
+    tl.store(highest + row, most)
+    tl.store(total + row, tl.sum(sums, 0))
+
+
+def softmax_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of [N, V]: the highest logit, and the sum of exp(logit - highest), both in float32."""
+    highest = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    total = torch.empty_like(highest)
+    if logits.numel():
+        lowest = torch.finfo(torch.float32).min  # as an infinity it would be subtracted from another
+        _softmax_sums[(len(logits),)](
+            logits.contiguous(), highest, total, logits.shape[1], lowest, _ELEMENTS, num_warps=4
+        )
+    return highest, total
+
+
+@triton.jit
+def _to_shares(logits, log_total, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at, here = logits + row * columns + column, column < columns
+    value = tl.load(at, here, other=0.0).to(tl.float32)
+    tl.store(at, tl.exp(value - tl.load(log_total + row)), here)
+
+
+def to_shares(logits: Tensor, log_total: Tensor) -> None:
+    """exp(logits - log_total) of [N, V], whole in memory, and [N], in the logits' place; N up to 65,535."""
+    rows, columns = logits.shape
+    if logits.numel():
+        _to_shares[(triton.cdiv(columns, _ELEMENTS), rows)](logits, log_total, columns, _ELEMENTS)
+
+
+@triton.jit
 def _add_up(rows, total, numel, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = at < numel

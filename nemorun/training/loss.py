@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemorun.training.compiling import fused
+from nemorun.training.compiling import HAS_TRITON, fused
 from nemorun.training.products import add_product
 
 #: The label of a position that is not trained on.
@@ -126,18 +126,25 @@ def _of_rows(
     return loss
 
 
-@fused()
 def _sums(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of each row of [N, V]: the highest logit, and the sum of exp(logit - highest)."""
+    if logits.is_cuda and HAS_TRITON:
+        from nemorun.training import kernels
+
+        return kernels.softmax_sums(logits)
     numbers = logits.float()
     highest = numbers.amax(1)
     return highest, (numbers - highest[:, None]).exp().sum(1)
 
 
-@fused()
 def _to_shares(logits: Tensor, log_total: Tensor) -> None:
     """Make them their softmax, given the logarithm of each row's sum."""
-    logits.copy_((logits.float() - log_total[:, None]).exp())
+    if logits.is_cuda and HAS_TRITON:
+        from nemorun.training import kernels
+
+        kernels.to_shares(logits, log_total)
+    else:
+        logits.copy_((logits.float() - log_total[:, None]).exp())
 
 
 @fused()
