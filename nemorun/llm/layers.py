@@ -17,8 +17,8 @@ from nemorun.llm.config import GPTConfig, LoraConfig, RopeScaling
 from nemorun.training.adapted import Adapter, adapted_linear
 from nemorun.training.fp8 import fits, scaled_gated, scaled_linear
 from nemorun.training.gating import gated, gated_linear
-from nemorun.training.norm import added_norm
-from nemorun.training.products import linear, summed_linear
+from nemorun.training.norm import norm_beside
+from nemorun.training.products import linear, trained_linear
 from nemorun.training.tensor_parallel import local
 
 
@@ -64,20 +64,21 @@ class Linear(nn.Module):
             self.lora_a = nn.Parameter(torch.empty(len(targets) * lora.rank, inputs))
             self.lora_b = nn.Parameter(torch.empty(outputs, lora.rank))
 
-    def forward(self, x: Tensor, largest: Tensor | None = None) -> Tensor:
-        """[..., in] -> [..., out]; both may be this tensor-parallel rank's part.
+    def forward(self, x: Tensor, largest: Tensor | None = None, more: Tensor | None = None) -> Tensor:
+        """[..., in] -> [..., out], plus `more`, if there is any; x may be this tensor-parallel rank's part.
 
         `largest`: magnitudes whose greatest is the greatest in x, where they are known.
         """
         weight, adapter = local(self.weight), self._adapter(x)
         if self._in_float8(x, weight):
-            return scaled_linear(x, *self._float8(weight, x.dtype), adapter, largest, self.weight_sum)
-        weight = weight.to(x.dtype)
-        if adapter is not None:
-            return adapted_linear(x, weight, adapter)
-        if self.weight_sum is not None:
-            return summed_linear(x, weight, self.weight_sum)
-        return linear(x, weight)
+            y = scaled_linear(x, *self._float8(weight, x.dtype), adapter, largest, self.weight_sum)
+        elif adapter is not None:
+            y = adapted_linear(x, weight.to(x.dtype), adapter)
+        elif self.weight_sum is not None or (more is not None and x.requires_grad):
+            return trained_linear(x, weight.to(x.dtype), self.weight_sum, more)
+        else:
+            y = linear(x, weight.to(x.dtype))
+        return y if more is None else more + y
 
     def gated(self, x: Tensor, block: int) -> tuple[Tensor, Tensor | None]:
         """silu(gate) x up of the output, where they stand in turns of `block`; and its `largest`."""
@@ -87,12 +88,12 @@ class Linear(nn.Module):
         weight, scale = self._float8(weight, x.dtype)
         return scaled_gated(x, weight, block, scale, self._adapter(x), self.weight_sum)
 
-    def of_gate(self, both: Tensor, block: int) -> Tensor:
-        """The product with silu(gate) x up, which stand in `both` [..., 2 x in] in turns of `block`."""
+    def of_gate(self, both: Tensor, block: int, more: Tensor | None = None) -> Tensor:
+        """Of silu(gate) x up, which stand in `both` [..., 2 x in] in turns of `block`; plus `more`."""
         weight = local(self.weight)
         if self.adapted or self.float8 or not (both.requires_grad and weight.requires_grad):
-            return self(gated(both, block))
-        return gated_linear(both, weight.to(both.dtype), block, self.weight_sum)
+            return self(gated(both, block), more=more)
+        return gated_linear(both, weight.to(both.dtype), block, self.weight_sum, more)
 
     def _in_float8(self, x: Tensor, weight: Tensor) -> bool:
         return self.float8 and fits(x, weight)
@@ -149,14 +150,13 @@ class Norm(nn.Module):
         """The ranks that each normalise only a part of the sequence."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.of_sum(x)[1]
+        return self.beside(x)[1]
 
-    def of_sum(self, x: Tensor, more: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x + more, if there is any, and that normalised."""
+    def beside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x as it is, and normalised. What goes on with this x has its gradient added by the norm's."""
         weight = local(self.weight, sum_over=self.sequence_group).to(x.dtype)
         if self.bias is None:
-            return added_norm(x, more, weight, self.eps)
-        x = x if more is None else x + more
+            return norm_beside(x, weight, self.eps)
         bias = local(self.bias, sum_over=self.sequence_group).to(x.dtype)
         return x, F.layer_norm(x, weight.shape, weight + 1, bias, self.eps)
 

@@ -33,8 +33,15 @@ class Memory(Protocol):
         """Keep key and value [B, S, G, K], and let query [B, S, H, K] attend to all kept: [B, S, H, K]."""
 
 
+def _added(residual: Tensor, region: Region, last: Callable[[Tensor | None], Tensor]) -> Tensor:
+    """residual + what leaves `region`: its `last` product adds it, unless ranks sum the products up."""
+    if region.group is None:
+        return last(residual)
+    return residual + region.leave(last(None))
+
+
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries: [B, S, D] -> [B, S, D].
+    """Causal self-attention with grouped queries, added to a residual: two of [B, S, D] -> [B, S, D].
 
     The rows of `qkv` stand by key/value head: its query heads, its key, its value.
     """
@@ -59,7 +66,13 @@ class Attention(nn.Module):
         self.context_group: torch.distributed.ProcessGroup | None = None
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None, memory: Memory | None = None
+        self,
+        x: Tensor,
+        residual: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        documents: Documents | None,
+        memory: Memory | None = None,
     ) -> Tensor:
         # Head counts come from the product's own width, so that a rank with some of the heads runs the same.
         qkv = self.qkv(self.region.enter(x)).unflatten(-1, (-1, self.heads_of_a_key + 2, self.head_dim))
@@ -70,11 +83,11 @@ class Attention(nn.Module):
             mixed = ring_attend(query, key, value, documents, self.context_group)
         else:
             mixed = attend(query, key, value, documents)
-        return self.region.leave(self.output(mixed.flatten(2)))
+        return _added(residual, self.region, lambda more: self.output(mixed.flatten(2), more=more))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: [B, S, D] -> [B, S, D] through F gated channels.
+    """SwiGLU through F gated channels, added to a residual: two of [B, S, D] -> [B, S, D].
 
     The rows of `gate_up` stand in blocks: some gates, then the same channels' other factors. So any rank's
     share of the rows holds pairs, and a GPU reads either half of a pair in whole lines.
@@ -94,17 +107,17 @@ class FeedForward(nn.Module):
         self.down = Linear(config.ffn_size, config.hidden_size, ("down_proj",), config.lora)
         self.region = WHOLE
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         x = self.region.enter(x)
         if self.gate_up.float8 or self.down.float8:
-            y = self.down(*self.gate_up.gated(x, self.block))
-        else:
-            y = self.down.of_gate(self.gate_up(x), self.block)
-        return self.region.leave(y)
+            inner, largest = self.gate_up.gated(x, self.block)
+            return _added(residual, self.region, lambda more: self.down(inner, largest, more))
+        both = self.gate_up(x)
+        return _added(residual, self.region, lambda more: self.down.of_gate(both, self.block, more))
 
 
 class SquaredReluFeedForward(nn.Module):
-    """Nemotron-4's: the square of ReLU, without a gate: [B, S, D] -> [B, S, D]."""
+    """Nemotron-4's square of ReLU, without a gate, added to a residual: two of [B, S, D] -> [B, S, D]."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -112,8 +125,9 @@ class SquaredReluFeedForward(nn.Module):
         self.down = Linear(config.ffn_size, config.hidden_size, ("down_proj",), config.lora)
         self.region = WHOLE
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.region.leave(self.down(F.relu(self.up(self.region.enter(x))).square()))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        inner = F.relu(self.up(self.region.enter(x))).square()
+        return _added(residual, self.region, lambda more: self.down(inner, more=more))
 
 
 class ExpertFeedForward(Experts):
@@ -152,10 +166,12 @@ class Block(nn.Module):
         memory: Memory | None = None,
         padding: Tensor | None = None,
     ) -> Tensor:
-        x, normed = self.attention_norm.of_sum(x)
-        mixed = self.attention(normed, cos, sin, documents, memory)
-        x, normed = self.feed_forward_norm.of_sum(x, mixed)
-        return x + self.feed_forward(normed, *(() if padding is None else (padding,)))
+        x, normed = self.attention_norm.beside(x)
+        x = self.attention(normed, x, cos, sin, documents, memory)
+        x, normed = self.feed_forward_norm.beside(x)
+        if isinstance(self.feed_forward, Experts):
+            return x + self.feed_forward(normed, padding)
+        return self.feed_forward(normed, x)
 
 
 class Embedding(nn.Module):

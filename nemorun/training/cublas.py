@@ -1,8 +1,8 @@
-"""cuBLASLt called directly, for a product that torch does not hand through: float8, added to what is there.
+"""cuBLASLt called directly, for products that are added to what is there, where torch goes over memory twice.
 
-By torch such a product is written, and then read again by a kernel that adds it. Types, attributes and the
-layout of results are those of cublasLt.h in CUDA 12 and 13. cuBLAS has columns lie whole, so what is a matrix
-[M, N] here is one of N rows there.
+To a matrix that is kept: torch makes a copy of it first, to add to. In float8: torch writes the product,
+which a kernel then reads and adds. Types, attributes and the layout of results are those of cublasLt.h in
+CUDA 12 and 13. cuBLAS has columns lie whole, so what is a matrix [M, N] here is one of N rows there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _MOST_WORKSPACE = 1
 """cublasLtMatmulPreferenceAttributes_t"""
 _WORKSPACE = 32 * 2**20
 """Bytes: what NVIDIA advises for Hopper."""
+_ALIGNMENT = 256
+"""Bytes: what a matrix is taken to lie at, if nothing else is said."""
 
 
 class _Found(ctypes.Structure):
@@ -66,23 +68,51 @@ def add_float8_product(
     `total` is in float32 or bfloat16. `quick` adds up in fewer bits (`use_fast_accum` of `torch._scaled_mm`).
     Raises RuntimeError where cuBLASLt cannot.
     """
-    assert total.is_contiguous() and a.is_contiguous() and b.is_contiguous()
     plan = _plan(*total.shape, a.shape[1], a.dtype, b.dtype, total.dtype, quick, total.device)
     for attribute, scale in ((_SCALE_OF_A, b_scale), (_SCALE_OF_B, a_scale)):
         _set("cublasLtMatmulDescSetAttribute", plan.description, attribute, ctypes.c_void_p(scale.data_ptr()))
+    _multiply(plan, a, b, total, total)
+
+
+def added_product(more: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """more [M, N] + a [M, K] @ b [N, K].T, of one type.
+
+    Raises RuntimeError where cuBLASLt cannot.
+    """
+    result = torch.empty_like(more)
+    plan = _plan(*more.shape, a.shape[1], a.dtype, b.dtype, more.dtype, False, more.device)
+    _multiply(plan, a, b, more, result)
+    return result
+
+
+def can_add(more: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether `added_product` may be asked: in bfloat16, all lying as its kernels like to read it."""
+    return library() is not None and all(
+        one.is_cuda
+        and one.dtype == torch.bfloat16
+        and one.is_contiguous()
+        and one.numel() > 0
+        and one.shape[-1] % 8 == 0
+        and one.data_ptr() % _ALIGNMENT == 0
+        for one in (more, a, b)
+    )
+
+
+def _multiply(plan: _Plan, a: Tensor, b: Tensor, more: Tensor, result: Tensor) -> None:
+    assert all(one.is_contiguous() for one in (a, b, more, result))
     one = ctypes.c_float(1)
     _call(
         "cublasLtMatmul",
-        _handle(total.device),
+        _handle(result.device),
         plan.description,
         ctypes.byref(one),
         *(ctypes.c_void_p(b.data_ptr()), plan.a, ctypes.c_void_p(a.data_ptr()), plan.b),
         ctypes.byref(one),
-        *(ctypes.c_void_p(total.data_ptr()), plan.total) * 2,
+        *(ctypes.c_void_p(more.data_ptr()), plan.total, ctypes.c_void_p(result.data_ptr()), plan.total),
         ctypes.byref(plan.found.algorithm),
-        ctypes.c_void_p(_workspace(total.device).data_ptr()),
+        ctypes.c_void_p(_workspace(result.device).data_ptr()),
         ctypes.c_size_t(_WORKSPACE),
-        ctypes.c_void_p(torch.cuda.current_stream(total.device).cuda_stream),
+        ctypes.c_void_p(torch.cuda.current_stream(result.device).cuda_stream),
     )
 
 
@@ -100,7 +130,8 @@ def _plan(
     description, preference = ctypes.c_void_p(), ctypes.c_void_p()
     _call("cublasLtMatmulDescCreate", ctypes.byref(description), _COMPUTE_FLOAT32, _FLOAT32)
     _set("cublasLtMatmulDescSetAttribute", description, _TRANSPOSE_A, ctypes.c_int32(_TRANSPOSED))
-    _set("cublasLtMatmulDescSetAttribute", description, _QUICK, ctypes.c_int8(quick))
+    if quick:
+        _set("cublasLtMatmulDescSetAttribute", description, _QUICK, ctypes.c_int8(1))
     a, b, total = _layout(of_b, k, n), _layout(of_a, k, m), _layout(of_total, n, m)
     _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
     _set("cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, ctypes.c_size_t(_WORKSPACE))
@@ -110,7 +141,9 @@ def _plan(
     _call("cublasLtMatmulAlgoGetHeuristic", _handle(device), *layouts, *results)
     _call("cublasLtMatmulPreferenceDestroy", preference)
     if count.value == 0 or found.state:
-        raise RuntimeError(f"cuBLASLt has no way to add a float8 product of {m} x {k} and {n} x {k} numbers")
+        raise RuntimeError(
+            f"cuBLASLt has no way to add a product of {m} x {k} and {n} x {k} numbers in {of_a}"
+        )
     return _Plan(description, a, b, total, found)
 
 

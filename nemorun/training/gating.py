@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemorun.training.compiling import HAS_TRITON
-from nemorun.training.products import weight_gradient
+from nemorun.training.products import flat, product, weight_gradient
 
 _AT_ONCE = 2048
 """Channels that are worked on at one place."""
@@ -35,28 +35,32 @@ def gated(both: Tensor, block: int) -> Tensor:
     return _plain(both, block)
 
 
-def gated_linear(both: Tensor, weight: Tensor, block: int, total: Tensor | None = None) -> Tensor:
-    """both [..., 2 F], weight [O, F] -> (silu(gate) x up) @ weight.T [..., O].
+def gated_linear(
+    both: Tensor, weight: Tensor, block: int, total: Tensor | None = None, more: Tensor | None = None
+) -> Tensor:
+    """both [..., 2 F], weight [O, F] -> (silu(gate) x up) @ weight.T + more [..., O], by one product.
 
     The weight's gradient is added to `total` [O, F] (float32), where there is one.
     """
-    y: Tensor = _GatedLinear.apply(both.flatten(0, -2), weight, block, total)
+    y: Tensor = _GatedLinear.apply(both.flatten(0, -2), weight, block, total, flat(more))
     return y.view(*both.shape[:-1], -1)
 
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, both: Tensor, weight: Tensor, block: int, total: Tensor | None) -> Tensor:
-        ctx.block = block
+    def forward(
+        ctx: Any, both: Tensor, weight: Tensor, block: int, total: Tensor | None, more: Tensor | None
+    ) -> Tensor:
+        ctx.block, ctx.adds = block, more is not None
         ctx.save_for_backward(both, weight, total)
         inner = gate(both, block)[0] if both.is_cuda and HAS_TRITON else _plain(both, block)
-        return inner @ weight.t()
+        return product(inner, weight, more)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         both, weight, total = ctx.saved_tensors
         grad_both, inner = gate_backward_and_gate(both, grad @ weight, ctx.block)
-        return grad_both, weight_gradient(grad, inner, total), None, None
+        return grad_both, weight_gradient(grad, inner, total), None, None, grad if ctx.adds else None
 
 
 def _plain(both: Tensor, block: int) -> Tensor:

@@ -127,6 +127,26 @@ def _turned(x: Tensor, scale: Tensor, kind: torch.dtype, whole: Tensor | None) -
 
 
 @triton.jit
+def _norm(x, weight, normed, scale, columns, eps, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    here, at = column < columns, row * columns + column
+    value = tl.load(x + at, here, other=0.0).to(tl.float32)
+    factor = tl.rsqrt(tl.sum(value * value, 0) / columns + eps)
+    tl.store(scale + row, factor)
+    value *= factor * tl.load(weight + column, here, other=0.0).to(tl.float32)
+    tl.store(normed + at, value, here)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As `nemorun.training.norm.norm`, of x whole in memory."""
+    normed, scale = torch.empty_like(x), torch.empty(len(x), dtype=torch.float32, device=x.device)
+    if x.numel():
+        columns = x.shape[1]
+        _norm[(len(x),)](x, weight, normed, scale, columns, eps, triton.next_power_of_2(columns), num_warps=8)
+    return normed, scale
+
+
+@triton.jit
 def _norm_backward(grad, x, also, weight, scale, result, of_weight, rows, columns, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
     here = column < columns

@@ -1,8 +1,9 @@
-"""RMSNorm of a sum, and the gradient of both in one pass over memory.
+"""RMSNorm, and its gradient together with that of what it stands beside, each in one pass over memory.
 
-torch.compile makes one kernel that goes through the rows, for the gradient of what is normalised, and another
-that goes through the columns, for the weight's. Where the weight is trained, GPUs run a kernel of ours that
-does both, and adds the gradient of the sum itself. Elsewhere plain operators do the same.
+torch.compile reads a row twice to normalise it, and makes two kernels of the gradient: one that goes through
+the rows, for what is normalised, and another through the columns, for the weight. Where the weight is
+trained, GPUs run kernels of ours; that of the gradient also adds what comes to x from elsewhere. Without
+them, plain operators do the same.
 
 Shapes: T (rows) and D (channels).
 """
@@ -18,34 +19,44 @@ from torch import Tensor
 from nemorun.training.compiling import HAS_TRITON
 
 
-def added_norm(x: Tensor, more: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x [..., D] + more, and RMSNorm of that; x itself, and RMSNorm of it, where there is no more."""
+def norm_beside(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x [..., D] as it is, and RMSNorm of it: the gradients of both come to x in one pass."""
     if x.is_cuda and HAS_TRITON and x.requires_grad and weight.requires_grad:
-        total, normed = _AddedNorm.apply(x, more, weight, eps)
-        return total, normed
-    total = x if more is None else x + more
-    return total, F.rms_norm(total, weight.shape, weight, eps)
+        same, normed = _NormBeside.apply(x, weight, eps)
+        return same, normed
+    return x, F.rms_norm(x, weight.shape, weight, eps)
 
 
-class _AddedNorm(torch.autograd.Function):
+class _NormBeside(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, more: Tensor | None, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        total = x.view_as(x) if more is None else x + more
-        wide = total.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-        ctx.adds = more is not None
-        ctx.save_for_backward(total, weight, scale)
-        return total, (wide * scale * weight.float()).to(x.dtype)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        normed, scale = norm(x.flatten(0, -2), weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return x.view_as(x), normed.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
-        total, weight, scale = ctx.saved_tensors
-        grad, grad_total = grad.flatten(0, -2), grad_total.flatten(0, -2)
-        result, of_weight = norm_backward(grad, total.flatten(0, -2), grad_total, weight, scale.flatten())
-        result = result.view_as(total)
-        return result, result if ctx.adds else None, of_weight, None
+    def backward(ctx: Any, grad_x: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        grad, grad_x = grad.flatten(0, -2), grad_x.flatten(0, -2)
+        result, of_weight = norm_backward(grad, x.flatten(0, -2), grad_x, weight, scale)
+        return result.view_as(x), of_weight, None
+
+
+@torch.library.custom_op("nemorun::norm", mutates_args=())
+def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x [T, D] scale weight [D], and the scale [T]: 1 over the root of each row's mean square, in float32."""
+    if not (x.is_cuda and HAS_TRITON):
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1) + eps)
+        return (wide * scale[:, None] * weight.float()).to(x.dtype), scale
+    from nemorun.training import kernels
+
+    return kernels.norm(x.contiguous(), weight, eps)
+
+
+@norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(len(x), dtype=torch.float32)
 
 
 @torch.library.custom_op("nemorun::norm_backward", mutates_args=())
@@ -54,7 +65,7 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the weight [D], from that of x scale weight; `also` is added to the first.
 
-    grad, x, also: [T, D]. scale: [T], 1 over the root of the mean square of each row of x, in float32.
+    grad, x, also: [T, D]. scale: [T], as `norm` gives it.
     """
     if not (x.is_cuda and HAS_TRITON):
         normed, wide = x.float() * scale[:, None], grad.float()

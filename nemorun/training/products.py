@@ -1,4 +1,4 @@
-"""Matrix products that torch has no fast call for: of one row, and those that are added to float32 sums."""
+"""Matrix products that torch has no fast call for: of one row, and those that are added to something."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemorun.training import cublas
 from nemorun.training.compiling import HAS_TRITON
 
 
@@ -52,22 +53,50 @@ def add(total: Tensor, x: Tensor) -> None:
         total += x
 
 
-def summed_linear(x: Tensor, weight: Tensor, total: Tensor) -> Tensor:
-    """x [..., D] @ weight [O, D].T, whose weight's gradient is added to total [O, D] (float32)."""
-    y: Tensor = _SummedLinear.apply(x.flatten(0, -2), weight, total)
+def trained_linear(x: Tensor, weight: Tensor, total: Tensor | None, more: Tensor | None) -> Tensor:
+    """x [..., D] @ weight [O, D].T + more [..., O], by one product.
+
+    The weight's gradient is added to `total` [O, D] (float32), where there is one.
+    """
+    y: Tensor = _TrainedLinear.apply(x.flatten(0, -2), weight, total, flat(more))
     return y.view(*x.shape[:-1], -1)
 
 
-class _SummedLinear(torch.autograd.Function):
+def flat(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.flatten(0, -2)
+
+
+class _TrainedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, total: Tensor | None, more: Tensor | None) -> Tensor:
+        ctx.adds = more is not None
         ctx.save_for_backward(x, weight, total)
-        return x @ weight.t()
+        return product(x, weight, more)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, total = ctx.saved_tensors
-        return grad @ weight if ctx.needs_input_grad[0] else None, weight_gradient(grad, x, total), None
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        trains = ctx.needs_input_grad[1]
+        return grad_x, weight_gradient(grad, x, total) if trains else None, None, grad if ctx.adds else None
+
+
+def product(x: Tensor, weight: Tensor, more: Tensor | None) -> Tensor:
+    """x [T, D] @ weight [O, D].T + more [T, O], if there is any; without gradients."""
+    return x @ weight.t() if more is None else _added_product(x, weight, more)
+
+
+@torch.library.custom_op("nemorun::added_product", mutates_args=())
+def _added_product(x: Tensor, weight: Tensor, more: Tensor) -> Tensor:
+    """An operator, because torch's own copies `more` before it multiplies."""
+    if cublas.can_add(more, x, weight):
+        return cublas.added_product(more, x, weight)
+    return torch.addmm(more, x, weight.t())
+
+
+@_added_product.register_fake
+def _(x: Tensor, weight: Tensor, more: Tensor) -> Tensor:
+    return torch.empty_like(more)
 
 
 def weight_gradient(grad: Tensor, x: Tensor, total: Tensor | None) -> Tensor | None:

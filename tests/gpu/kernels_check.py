@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nemorun.training import adapted, fp8, gating, loss, norm, optimizer, reducing, rotary
 from nemorun.training.fp8 import E4M3, E5M2
-from nemorun.training.products import add, add_product, row_product
+from nemorun.training.products import add, add_product, product, row_product
 from tests.gpu.measuring import CUDA, DEVICE, HALF, failures, said, timed
 
 TOKENS, CHANNELS, VOCABULARY, WIDTH = (16384, 14336, 128256, 4096) if CUDA else (32, 128, 100, 16)
@@ -102,7 +102,15 @@ def norms() -> None:
         with said(f"norm {rows} x {columns}"):
             leaf, scale_of = x.float().requires_grad_(), weight.float().requires_grad_()
             F.rms_norm(leaf, (columns,), scale_of, 1e-5).backward(grad.float())
-            scale = torch.rsqrt(x.float().square().mean(-1) + 1e-5)
+            normed, scale = norm.norm(x, weight, 1e-5)
+            exact = torch.rsqrt(x.float().square().mean(-1) + 1e-5)
+            line(
+                f"norm {rows} x {columns}",
+                max(apart(normed, x * exact[:, None] * weight.float()), apart(scale, exact)),
+                5e-3,
+                lambda parts=(x, weight, 1e-5): norm.norm(*parts),
+                4 * x.numel(),
+            )
             result, of_weight = norm.norm_backward(grad, x, also, weight, scale)
             assert leaf.grad is not None and scale_of.grad is not None
             line(
@@ -155,14 +163,24 @@ def float8_sums() -> None:
             g8, g_scale = fp8.quantized(drawn(out, TOKENS // 2), E5M2)
             x8, x_scale = fp8.quantized(drawn(into, TOKENS // 2, seed=1), E4M3)
             total = drawn(out, into, seed=2, dtype=torch.float32)
-            product = g8[:100].float() @ x8.float().t() * (g_scale * x_scale)
-            wanted = total[:100] + product
+            wanted = total[:100] + g8[:100].float() @ x8.float().t() * (g_scale * x_scale)
             factors = (g8, x8, g_scale, x_scale, HALF)
             fp8._add_product(total, *factors)
             error = apart(total[:100], wanted)
             line(name, error, 5e-3, partial(fp8._add_product, total, *factors), 8 * total.numel())
             alone = timed(partial(fp8._product, *factors))
             print(f"      the product alone: {alone:.3f} ms", flush=True)
+
+
+def added_products() -> None:
+    for out, into in ((WIDTH, WIDTH), (WIDTH, CHANNELS), ODD):
+        x, weight, more = drawn(TOKENS // 2, into), drawn(out, into, seed=1), drawn(TOKENS // 2, out, seed=2)
+        name = f"product added to what is kept ({out}, {into})"
+        with said(name):
+            wanted = more[:100].float() + x[:100].float() @ weight.float().t()
+            work = partial(product, x, weight, more)
+            line(name, apart(work()[:100], wanted), 5e-3, work, 4 * more.numel())
+            print(f"      the product alone: {timed(partial(product, x, weight, None)):.3f} ms", flush=True)
 
 
 def largest_is(x: Tensor, largest: Tensor) -> None:
@@ -354,6 +372,7 @@ def main() -> int:
     float8_sums()
     casts()
     rows()
+    added_products()
     losses()
     sums()
     thin_products()

@@ -44,11 +44,16 @@ def test_a_matrix_behind_the_gate_has_the_gradients_of_plain_operators(sums: boo
     results = []
     for joined in (False, True):
         leaf, matrix = both.clone().requires_grad_(), weight.clone().requires_grad_()
+        more = drawn(2, 3, 8, seed=4).requires_grad_()
         total = torch.ones(8, 16, dtype=torch.float32) if joined and sums else None
-        y = gating.gated_linear(leaf, matrix, 4, total) if joined else gating._plain(leaf, 4) @ matrix.t()
+        if joined:
+            y = gating.gated_linear(leaf, matrix, 4, total, more)
+        else:
+            y = gating._plain(leaf, 4) @ matrix.t() + more
         y.backward(grad)
         assert leaf.grad is not None and (matrix.grad is None) == (total is not None)
-        results.append([y.detach(), leaf.grad, matrix.grad if total is None else total.double() - 1])
+        of_matrix = matrix.grad if total is None else total.double() - 1
+        results.append([y.detach(), leaf.grad, of_matrix, more.grad])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
