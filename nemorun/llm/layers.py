@@ -148,6 +148,8 @@ class Norm(nn.Module):
         )
         self.sequence_group: dist.ProcessGroup | None = None
         """The ranks that each normalise only a part of the sequence."""
+        self.weight_sum: Tensor | None = None
+        """Where the weight's gradient is added up, if not by autograd (`training.summing`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.beside(x)[1]
@@ -156,7 +158,7 @@ class Norm(nn.Module):
         """x as it is, and normalised. What goes on with this x has its gradient added by the norm's."""
         weight = local(self.weight, sum_over=self.sequence_group).to(x.dtype)
         if self.bias is None:
-            return norm_beside(x, weight, self.eps)
+            return norm_beside(x, weight, self.eps, self.weight_sum)
         bias = local(self.bias, sum_over=self.sequence_group).to(x.dtype)
         return x, F.layer_norm(x, weight.shape, weight + 1, bias, self.eps)
 

@@ -169,18 +169,34 @@ _NORMS_AT_ONCE = 3
 """Programs for each multiprocessor: as many as have room, and few sums to add up afterwards."""
 
 
+@triton.jit
+def _sum_rows(rows, total, count, columns, ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = column < columns
+    value = tl.zeros((ROWS, BLOCK), tl.float32)
+    for first in range(0, count, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        value += tl.load(rows + row * columns + column[None, :], (row < count) & here[None, :], other=0.0)
+    result = tl.sum(value, 0)
+    if ADDS:
+        result += tl.load(total + column, here, other=0.0).to(tl.float32)
+    tl.store(total + column, result, here)
+
+
 def norm_backward(
-    grad: Tensor, x: Tensor, also: Tensor, weight: Tensor, scale: Tensor, result: Tensor
+    grad: Tensor, x: Tensor, also: Tensor, weight: Tensor, scale: Tensor, of_weight: Tensor, adds: bool
 ) -> Tensor:
-    """As `nemorun.training.norm.norm_backward`, into `result`; returns the weight's gradient in float32."""
+    """As `nemorun.training.norm.norm_backward`; the weight's gradient is written to `of_weight`, or added."""
     rows, columns = x.shape
     programs = _NORMS_AT_ONCE * torch.cuda.get_device_properties(x.device).multi_processor_count
-    of_weight = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
+    result, parts = torch.empty_like(x), torch.empty(programs, columns, dtype=torch.float32, device=x.device)
     _norm_backward[(programs,)](
-        grad, x, also, weight, scale, result, of_weight, rows, columns,
+        grad, x, also, weight, scale, result, parts, rows, columns,
         triton.next_power_of_2(columns), num_warps=8,
     )  # fmt: skip
-    return of_weight.sum(0)
+    block = 32
+    _sum_rows[(triton.cdiv(columns, block),)](parts, of_weight, programs, columns, adds, 32, block)
+    return result
 
 
 @triton.jit

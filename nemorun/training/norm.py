@@ -19,27 +19,35 @@ from torch import Tensor
 from nemorun.training.compiling import HAS_TRITON
 
 
-def norm_beside(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x [..., D] as it is, and RMSNorm of it: the gradients of both come to x in one pass."""
+def norm_beside(x: Tensor, weight: Tensor, eps: float, total: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x [..., D] as it is, and RMSNorm of it: the gradients of both come to x in one pass.
+
+    On GPUs the weight's gradient is added to `total` [D] (float32), where there is one.
+    """
     if x.is_cuda and HAS_TRITON and x.requires_grad and weight.requires_grad:
-        same, normed = _NormBeside.apply(x, weight, eps)
+        same, normed = _NormBeside.apply(x, weight, eps, total)
         return same, normed
     return x, F.rms_norm(x, weight.shape, weight, eps)
 
 
 class _NormBeside(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, total: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         normed, scale = norm(x.flatten(0, -2), weight, eps)
-        ctx.save_for_backward(x, weight, scale)
+        ctx.save_for_backward(x, weight, scale, total)
         return x.view_as(x), normed.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        grad, grad_x = grad.flatten(0, -2), grad_x.flatten(0, -2)
-        result, of_weight = norm_backward(grad, x.flatten(0, -2), grad_x, weight, scale)
-        return result.view_as(x), of_weight, None
+        x, weight, scale, total = ctx.saved_tensors
+        given = (grad.flatten(0, -2), x.flatten(0, -2), grad_x.flatten(0, -2), weight, scale)
+        if total is None:
+            result, of_weight = norm_backward(*given)
+        else:
+            result, of_weight = summed_norm_backward(*given, total), None
+        return result.view_as(x), of_weight, None, None
 
 
 @torch.library.custom_op("nemorun::norm", mutates_args=())
@@ -67,19 +75,40 @@ def norm_backward(
 
     grad, x, also: [T, D]. scale: [T], as `norm` gives it.
     """
-    if not (x.is_cuda and HAS_TRITON):
-        normed, wide = x.float() * scale[:, None], grad.float()
-        of_normed = wide * weight.float()
-        along = (of_normed * normed).mean(-1, keepdim=True)
-        result = (of_normed - normed * along) * scale[:, None] + also.float()
-        return result.to(x.dtype), (wide * normed).sum(0).to(weight.dtype)
-    from nemorun.training import kernels
-
-    grad, x, also = grad.contiguous(), x.contiguous(), also.contiguous()
-    result = torch.empty_like(x)
-    return result, kernels.norm_backward(grad, x, also, weight, scale, result).to(weight.dtype)
+    of_weight = torch.empty_like(weight)
+    return _backward(grad, x, also, weight, scale, of_weight, adds=False), of_weight
 
 
 @norm_backward.register_fake
 def _(grad: Tensor, x: Tensor, also: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), torch.empty_like(weight)
+
+
+@torch.library.custom_op("nemorun::summed_norm_backward", mutates_args=("total",))
+def summed_norm_backward(
+    grad: Tensor, x: Tensor, also: Tensor, weight: Tensor, scale: Tensor, total: Tensor
+) -> Tensor:
+    """The same, but the weight's gradient is added to `total` [D] in float32."""
+    return _backward(grad, x, also, weight, scale, total, adds=True)
+
+
+@summed_norm_backward.register_fake
+def _(grad: Tensor, x: Tensor, also: Tensor, weight: Tensor, scale: Tensor, total: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, also: Tensor, weight: Tensor, scale: Tensor, of_weight: Tensor, adds: bool
+) -> Tensor:
+    """The gradient of x; the weight's is written to `of_weight`, or added to it."""
+    if x.is_cuda and HAS_TRITON:
+        from nemorun.training import kernels
+
+        grad, x, also = grad.contiguous(), x.contiguous(), also.contiguous()
+        return kernels.norm_backward(grad, x, also, weight, scale, of_weight, adds)
+    normed, wide = x.float() * scale[:, None], grad.float()
+    of_normed = wide * weight.float()
+    along = (of_normed * normed).mean(-1, keepdim=True)
+    sums = (wide * normed).sum(0)
+    of_weight.copy_(of_weight + sums if adds else sums)
+    return ((of_normed - normed * along) * scale[:, None] + also.float()).to(x.dtype)

@@ -120,6 +120,15 @@ def norms() -> None:
                 lambda parts=(grad, x, also, weight, scale): norm.norm_backward(*parts),
                 8 * x.numel(),
             )
+            total = torch.ones_like(weight, dtype=torch.float32)
+            same = torch.equal(result, norm.summed_norm_backward(grad, x, also, weight, scale, total))
+            line(
+                f"norm's gradient added {rows} x {columns}",
+                max(apart(total - 1, scale_of.grad), float(not same)),
+                5e-3,
+                lambda parts=(grad, x, also, weight, scale, total): norm.summed_norm_backward(*parts),
+                8 * x.numel(),
+            )
 
 
 def rotations() -> None:
