@@ -91,6 +91,16 @@ MEASURED = {
         a_run(length=8192, micro_batches=8, optim=OptimConfig(), trainer={**SUMMED, "recompute": "none"}),
         0,
     ),
+    "summed whole, float8": (
+        129.0,
+        a_run(
+            length=8192,
+            micro_batches=16,
+            optim=OptimConfig(),
+            trainer={**SUMMED, "precision": "fp8-mixed"},
+        ),
+        0,
+    ),
     "summed whole, two rows": (
         116.0,
         a_run(rows=2, micro_batches=8, optim=OptimConfig(), trainer=SUMMED),
