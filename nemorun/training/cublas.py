@@ -75,12 +75,13 @@ def add_float8_product(
 
 
 def added_product(more: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """more [M, N] + a [M, K] @ b [N, K].T, of one type.
+    """more [..., N] + a [..., K] @ b [N, K].T, of one type, all whole in memory.
 
     Raises RuntimeError where cuBLASLt cannot.
     """
     result = torch.empty_like(more)
-    plan = _plan(*more.shape, a.shape[1], a.dtype, b.dtype, more.dtype, False, more.device)
+    n, k = b.shape
+    plan = _plan(more.numel() // n, n, k, a.dtype, b.dtype, more.dtype, False, more.device)
     _multiply(plan, a, b, more, result)
     return result
 

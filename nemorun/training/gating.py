@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemorun.training.compiling import HAS_TRITON
-from nemorun.training.products import flat, product, weight_gradient
+from nemorun.training.products import product, weight_gradient
 
 _AT_ONCE = 2048
 """Channels that are worked on at one place."""
@@ -30,9 +30,7 @@ _AT_ONCE = 2048
 
 def gated(both: Tensor, block: int) -> Tensor:
     """[..., 2 F] -> [..., F]: silu(gate) x up, where gates and ups stand in turns of `block` channels."""
-    if both.is_cuda and HAS_TRITON and both.requires_grad:
-        return gate(both.flatten(0, -2), block)[0].view(*both.shape[:-1], -1)
-    return _plain(both, block)
+    return _by_kernel(both, block) if both.requires_grad else _plain(both, block)
 
 
 def gated_linear(
@@ -42,8 +40,8 @@ def gated_linear(
 
     The weight's gradient is added to `total` [O, F] (float32), where there is one.
     """
-    y: Tensor = _GatedLinear.apply(both.flatten(0, -2), weight, block, total, flat(more))
-    return y.view(*both.shape[:-1], -1)
+    y: Tensor = _GatedLinear.apply(both, weight, block, total, more)
+    return y
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -53,14 +51,26 @@ class _GatedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.block, ctx.adds = block, more is not None
         ctx.save_for_backward(both, weight, total)
-        inner = gate(both, block)[0] if both.is_cuda and HAS_TRITON else _plain(both, block)
-        return product(inner, weight, more)
+        return product(_by_kernel(both, block), weight, more)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         both, weight, total = ctx.saved_tensors
-        grad_both, inner = gate_backward_and_gate(both, grad @ weight, ctx.block)
-        return grad_both, weight_gradient(grad, inner, total), None, None, grad if ctx.adds else None
+        flat = grad.flatten(0, -2)
+        grad_both, inner = gate_backward_and_gate(both.flatten(0, -2), flat @ weight, ctx.block)
+        return (
+            grad_both.view_as(both),
+            weight_gradient(flat, inner, total),
+            None,
+            None,
+            grad if ctx.adds else None,
+        )
+
+
+def _by_kernel(both: Tensor, block: int) -> Tensor:
+    if both.is_cuda and HAS_TRITON:
+        return gate(both.flatten(0, -2), block)[0].view(*both.shape[:-1], -1)
+    return _plain(both, block)
 
 
 def _plain(both: Tensor, block: int) -> Tensor:

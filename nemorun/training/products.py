@@ -58,12 +58,8 @@ def trained_linear(x: Tensor, weight: Tensor, total: Tensor | None, more: Tensor
 
     The weight's gradient is added to `total` [O, D] (float32), where there is one.
     """
-    y: Tensor = _TrainedLinear.apply(x.flatten(0, -2), weight, total, flat(more))
-    return y.view(*x.shape[:-1], -1)
-
-
-def flat(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.flatten(0, -2)
+    y: Tensor = _TrainedLinear.apply(x, weight, total, more)
+    return y
 
 
 class _TrainedLinear(torch.autograd.Function):
@@ -76,14 +72,17 @@ class _TrainedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, total = ctx.saved_tensors
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        trains = ctx.needs_input_grad[1]
-        return grad_x, weight_gradient(grad, x, total) if trains else None, None, grad if ctx.adds else None
+        wants_x, wants_weight = ctx.needs_input_grad[:2]
+        grad_x = grad @ weight if wants_x else None
+        of_weight = None
+        if wants_weight:
+            of_weight = weight_gradient(grad.flatten(0, -2), x.flatten(0, -2), total)
+        return grad_x, of_weight, None, grad if ctx.adds else None
 
 
 def product(x: Tensor, weight: Tensor, more: Tensor | None) -> Tensor:
-    """x [T, D] @ weight [O, D].T + more [T, O], if there is any; without gradients."""
-    return x @ weight.t() if more is None else _added_product(x, weight, more)
+    """x [..., D] @ weight [O, D].T + more [..., O], if there is any; without gradients."""
+    return F.linear(x, weight) if more is None else _added_product(x, weight, more)
 
 
 @torch.library.custom_op("nemorun::added_product", mutates_args=())
@@ -91,7 +90,7 @@ def _added_product(x: Tensor, weight: Tensor, more: Tensor) -> Tensor:
     """An operator, because torch's own copies `more` before it multiplies."""
     if cublas.can_add(more, x, weight):
         return cublas.added_product(more, x, weight)
-    return torch.addmm(more, x, weight.t())
+    return F.linear(x, weight).add_(more)
 
 
 @_added_product.register_fake
