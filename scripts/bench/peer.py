@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from step_times import summary
+from step_times import said_jitter, summary
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def line(found: dict[str, Any], ours: float | None) -> str:
     speed = found["tokens_per_second_per_gpu"]
     ratio = f"ours/peer {ours / speed:>5.2f}" if ours else ""
     return (
-        f"{'  transformers':<22} {speed:>12,.0f} {ratio:>15} {'':>16} {found['jitter']:>10.3f} "
+        f"{'  transformers':<22} {speed:>12,.0f} {ratio:>15} {'':>16} {said_jitter(found['jitter'])} "
         f"{found['gib']:>6.1f} {found['how']}"
     )
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peer
-from step_times import summary
+from step_times import said_jitter, summary
 
 if TYPE_CHECKING:
     from nemorun.llm import GPTConfig
@@ -138,7 +137,7 @@ def table(results: dict[str, Any]) -> str:
             ]
             lines.append(
                 f"{name:<22} {speed:>12,.0f} {' '.join(limits)} "
-                f"{row['jitter'] or math.nan:>10.3f} {row['gib']:>6.1f} {row['first_step_s']:>8.1f} s"
+                f"{said_jitter(row['jitter'])} {row['gib']:>6.1f} {row['first_step_s']:>8.1f} s"
             )
         if "peer" in row:
             lines.append(peer.line(row["peer"], row.get("tokens_per_second_per_gpu")))
