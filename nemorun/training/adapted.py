@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nemorun.training import cublas
 from nemorun.training.compiling import HAS_TRITON
 
 _WIDEST = 128
@@ -66,7 +67,11 @@ class _AdaptedLinear(torch.autograd.Function):
 @torch.library.custom_op("nemorun::adapted_product", mutates_args=())
 def _product(x: Tensor, weight: Tensor, xa: Tensor, b: Tensor) -> Tensor:
     """x [T, D] @ weight [O, D].T + xa [T, R] @ b [O, R].T"""
-    return thin_product(xa, b).addmm_(x, weight.t())
+    y = thin_product(xa, b)
+    if not cublas.can_multiply(y, x, weight):
+        return y.addmm_(x, weight.t())
+    cublas.add_product(y, x, weight)
+    return y
 
 
 @_product.register_fake

@@ -1,8 +1,12 @@
-"""cuBLASLt called directly, for products that are added to what is there, where torch goes over memory twice.
+"""cuBLASLt called directly, for what torch's own products do worse.
 
-To a matrix that is kept: torch makes a copy of it first, to add to. In float8: torch writes the product,
-which a kernel then reads and adds. Types, attributes and the layout of results are those of cublasLt.h in
-CUDA 12 and 13. cuBLAS has columns lie whole, so what is a matrix [M, N] here is one of N rows there.
+- Products that are added to what is there: torch goes over memory twice. It copies a matrix that is kept, to
+  add to; and in float8 it writes the product, which a kernel then reads and adds.
+- Wide products, into half as many columns again as are summed over, or more: on Hopper, cuBLASLt's own choice
+  takes 2 to 5 % more power and time than another of its kernels.
+
+Types, attributes and the layout of results are those of cublasLt.h in CUDA 12 and 13. cuBLAS has columns lie
+whole, so what is a matrix [M, N] here is one of N rows there.
 """
 
 from __future__ import annotations
@@ -25,6 +29,12 @@ _WORKSPACE = 32 * 2**20
 """Bytes: what NVIDIA advises for Hopper."""
 _ALIGNMENT = 256
 """Bytes: what a matrix is taken to lie at, if nothing else is said."""
+_CHOICES = 8
+"""Ways to make a product that cuBLASLt is asked for: it gives no more."""
+_TILE, _CLUSTER = 1, 8
+"""cublasLtMatmulAlgoConfigAttributes_t"""
+_BEST_IF_WIDE = (201, 5)
+"""The tile of 176 x 128 and the cluster of 1 x 2 (cublasLtMatmulTile_t, cublasLtClusterShape_t)."""
 
 
 class _Found(ctypes.Structure):
@@ -68,26 +78,32 @@ def add_float8_product(
     `total` is in float32 or bfloat16. `quick` adds up in fewer bits (`use_fast_accum` of `torch._scaled_mm`).
     Raises RuntimeError where cuBLASLt cannot.
     """
-    plan = _plan(*total.shape, a.shape[1], a.dtype, b.dtype, total.dtype, quick, total.device)
+    plan = _plan_of(total, a, b, quick)
     for attribute, scale in ((_SCALE_OF_A, b_scale), (_SCALE_OF_B, a_scale)):
         _set("cublasLtMatmulDescSetAttribute", plan.description, attribute, ctypes.c_void_p(scale.data_ptr()))
     _multiply(plan, a, b, total, total)
 
 
-def added_product(more: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """more [..., N] + a [..., K] @ b [N, K].T, of one type, all whole in memory.
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total [M, N] += a [M, K] @ b [N, K].T, of one type, all whole in memory.
 
     Raises RuntimeError where cuBLASLt cannot.
     """
-    result = torch.empty_like(more)
-    n, k = b.shape
-    plan = _plan(more.numel() // n, n, k, a.dtype, b.dtype, more.dtype, False, more.device)
-    _multiply(plan, a, b, more, result)
+    _multiply(_plan_of(total, a, b), a, b, total, total)
+
+
+def product(a: Tensor, b: Tensor, more: Tensor | None = None) -> Tensor:
+    """a [..., K] @ b [N, K].T + more [..., N], if there is any; of one type, all whole in memory.
+
+    Raises RuntimeError where cuBLASLt cannot.
+    """
+    result = a.new_empty(*a.shape[:-1], len(b))
+    _multiply(_plan_of(result, a, b), a, b, more, result)
     return result
 
 
-def can_add(more: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether `added_product` may be asked: in bfloat16, all lying as its kernels like to read it."""
+def can_multiply(*operands: Tensor) -> bool:
+    """Whether the two above may be asked: in bfloat16, all lying as its kernels like to read it."""
     return library() is not None and all(
         one.is_cuda
         and one.dtype == torch.bfloat16
@@ -95,11 +111,18 @@ def can_add(more: Tensor, a: Tensor, b: Tensor) -> bool:
         and one.numel() > 0
         and one.shape[-1] % 8 == 0
         and one.data_ptr() % _ALIGNMENT == 0
-        for one in (more, a, b)
+        for one in operands
     )
 
 
-def _multiply(plan: _Plan, a: Tensor, b: Tensor, more: Tensor, result: Tensor) -> None:
+def is_wide(columns: int, summed: int) -> bool:
+    """Whether another choice than cuBLASLt's is better for a product [M, summed] @ [columns, summed].T."""
+    return 2 * columns >= 3 * summed
+
+
+def _multiply(plan: _Plan, a: Tensor, b: Tensor, more: Tensor | None, result: Tensor) -> None:
+    share = ctypes.c_float(more is not None)
+    more = result if more is None else more
     assert all(one.is_contiguous() for one in (a, b, more, result))
     one = ctypes.c_float(1)
     _call(
@@ -108,13 +131,18 @@ def _multiply(plan: _Plan, a: Tensor, b: Tensor, more: Tensor, result: Tensor) -
         plan.description,
         ctypes.byref(one),
         *(ctypes.c_void_p(b.data_ptr()), plan.a, ctypes.c_void_p(a.data_ptr()), plan.b),
-        ctypes.byref(one),
+        ctypes.byref(share),
         *(ctypes.c_void_p(more.data_ptr()), plan.total, ctypes.c_void_p(result.data_ptr()), plan.total),
         ctypes.byref(plan.found.algorithm),
         ctypes.c_void_p(_workspace(result.device).data_ptr()),
         ctypes.c_size_t(_WORKSPACE),
         ctypes.c_void_p(torch.cuda.current_stream(result.device).cuda_stream),
     )
+
+
+def _plan_of(result: Tensor, a: Tensor, b: Tensor, quick: bool = False) -> _Plan:
+    n, k = b.shape
+    return _plan(result.numel() // n, n, k, a.dtype, b.dtype, result.dtype, quick, result.device)
 
 
 @functools.cache
@@ -136,16 +164,27 @@ def _plan(
     a, b, total = _layout(of_b, k, n), _layout(of_a, k, m), _layout(of_total, n, m)
     _call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
     _set("cublasLtMatmulPreferenceSetAttribute", preference, _MOST_WORKSPACE, ctypes.c_size_t(_WORKSPACE))
-    found, count = _Found(), ctypes.c_int()
+    found, count = (_Found * _CHOICES)(), ctypes.c_int()
     layouts = (description, a, b, total, total, preference)
-    results = (ctypes.c_int(1), ctypes.byref(found), ctypes.byref(count))
+    results = (ctypes.c_int(_CHOICES), found, ctypes.byref(count))
     _call("cublasLtMatmulAlgoGetHeuristic", _handle(device), *layouts, *results)
     _call("cublasLtMatmulPreferenceDestroy", preference)
-    if count.value == 0 or found.state:
+    choices = [one for one in found[: count.value] if not one.state]
+    if not choices:
         raise RuntimeError(
-            f"cuBLASLt has no way to add a product of {m} x {k} and {n} x {k} numbers in {of_a}"
+            f"cuBLASLt has no way to make a product of {m} x {k} and {n} x {k} numbers in {of_a}"
         )
-    return _Plan(description, a, b, total, found)
+    ours = is_wide(n, k) and of_b == torch.bfloat16 and torch.cuda.get_device_capability(device) == (9, 0)
+    best = (one for one in choices if ours and _tile_and_cluster(one) == _BEST_IF_WIDE)
+    return _Plan(description, a, b, total, next(best, choices[0]))
+
+
+def _tile_and_cluster(found: _Found) -> tuple[int, int]:
+    tile, cluster, written = ctypes.c_uint32(), ctypes.c_uint16(), ctypes.c_size_t()
+    for attribute, value in ((_TILE, tile), (_CLUSTER, cluster)):
+        into = (ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value)), ctypes.byref(written))
+        _call("cublasLtMatmulAlgoConfigGetAttribute", ctypes.byref(found.algorithm), attribute, *into)
+    return tile.value, cluster.value
 
 
 def _layout(dtype: torch.dtype, rows: int, columns: int) -> ctypes.c_void_p:

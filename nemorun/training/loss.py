@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nemorun.training.compiling import HAS_TRITON, fused
-from nemorun.training.products import add_product
+from nemorun.training.products import add_product, product
 
 #: The label of a position that is not trained on.
 IGNORE = -100
@@ -75,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scale = 1.0
         for start in range(0, len(x), rows):
             piece = slice(start, start + rows)
-            logits = x[piece] @ weight.T
+            logits = product(x[piece], weight)
             loss += _of_rows(logits, labels[piece], first, group, wants_x or wants_weight)
             if grad_x is not None:
                 torch.mm(logits, weight, out=grad_x[piece])

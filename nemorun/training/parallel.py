@@ -212,7 +212,7 @@ _PRODUCTS = {
     torch.ops.aten._grouped_mm.default,
     torch.ops.aten._scaled_mm.default,
     torch.ops.nemorun.grouped_product.default,
-    torch.ops.nemorun.added_product.default,
+    torch.ops.nemorun.product.default,
     torch.ops.nemorun.adapted_product.default,
     torch.ops.nemorun.scaled_adapted_product.default,
     torch.ops.nemorun.cast_whole_and_turned.default,

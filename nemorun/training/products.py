@@ -80,22 +80,25 @@ class _TrainedLinear(torch.autograd.Function):
         return grad_x, of_weight, None, grad if ctx.adds else None
 
 
-def product(x: Tensor, weight: Tensor, more: Tensor | None) -> Tensor:
+def product(x: Tensor, weight: Tensor, more: Tensor | None = None) -> Tensor:
     """x [..., D] @ weight [O, D].T + more [..., O], if there is any; without gradients."""
-    return F.linear(x, weight) if more is None else _added_product(x, weight, more)
+    if more is None and not (weight.is_cuda and cublas.is_wide(*weight.shape)):
+        return F.linear(x, weight)
+    return _product(x, weight, more)
 
 
-@torch.library.custom_op("nemorun::added_product", mutates_args=())
-def _added_product(x: Tensor, weight: Tensor, more: Tensor) -> Tensor:
-    """An operator, because torch's own copies `more` before it multiplies."""
-    if cublas.can_add(more, x, weight):
-        return cublas.added_product(more, x, weight)
-    return F.linear(x, weight).add_(more)
+@torch.library.custom_op("nemorun::product", mutates_args=())
+def _product(x: Tensor, weight: Tensor, more: Tensor | None) -> Tensor:
+    """An operator, because torch's own copies `more` before it multiplies, and makes wide ones slowly."""
+    if cublas.can_multiply(*(one for one in (x, weight, more) if one is not None)):
+        return cublas.product(x, weight, more)
+    y = F.linear(x, weight)
+    return y if more is None else y.add_(more)
 
 
-@_added_product.register_fake
-def _(x: Tensor, weight: Tensor, more: Tensor) -> Tensor:
-    return torch.empty_like(more)
+@_product.register_fake
+def _(x: Tensor, weight: Tensor, more: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
 
 
 def weight_gradient(grad: Tensor, x: Tensor, total: Tensor | None) -> Tensor | None:

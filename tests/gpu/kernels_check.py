@@ -181,15 +181,26 @@ def float8_sums() -> None:
             print(f"      the product alone: {alone:.3f} ms", flush=True)
 
 
-def added_products() -> None:
-    for out, into in ((WIDTH, WIDTH), (WIDTH, CHANNELS), ODD):
-        x, weight, more = drawn(TOKENS // 2, into), drawn(out, into, seed=1), drawn(TOKENS // 2, out, seed=2)
-        name = f"product added to what is kept ({out}, {into})"
+def products() -> None:
+    kept, wide = "product added to what is kept", "wide product"
+    kinds = (
+        (kept, WIDTH, WIDTH),
+        (kept, WIDTH, CHANNELS),
+        (kept, *ODD),
+        (wide, 2 * CHANNELS, WIDTH),
+        (wide, *ODD),
+    )
+    for kind, out, into in kinds:
+        x, weight = drawn(TOKENS // 2, into), drawn(out, into, seed=1)
+        more = drawn(TOKENS // 2, out, seed=2) if kind == kept else None
+        name = f"{kind} ({out}, {into})"
         with said(name):
-            wanted = more[:100].float() + x[:100].float() @ weight.float().t()
+            wanted = x[:100].float() @ weight.float().t() + (0 if more is None else more[:100].float())
             work = partial(product, x, weight, more)
-            line(name, apart(work()[:100], wanted), 5e-3, work, 4 * more.numel())
-            print(f"      the product alone: {timed(partial(product, x, weight, None)):.3f} ms", flush=True)
+            line(
+                name, apart(work()[:100], wanted), 5e-3, work, 2 * (x.numel() + weight.numel() + len(x) * out)
+            )
+            print(f"      torch's, without adding: {timed(partial(F.linear, x, weight)):.3f} ms", flush=True)
 
 
 def largest_is(x: Tensor, largest: Tensor) -> None:
@@ -381,7 +392,7 @@ def main() -> int:
     float8_sums()
     casts()
     rows()
-    added_products()
+    products()
     losses()
     sums()
     thin_products()
