@@ -35,6 +35,8 @@ _TILE, _CLUSTER = 1, 8
 """cublasLtMatmulAlgoConfigAttributes_t"""
 _BEST_IF_WIDE = (201, 5)
 """The tile of 176 x 128 and the cluster of 1 x 2 (cublasLtMatmulTile_t, cublasLtClusterShape_t)."""
+_MANY_ROWS = 4096
+"""What that has been measured with, at least."""
 
 
 class _Found(ctypes.Structure):
@@ -174,9 +176,14 @@ def _plan(
         raise RuntimeError(
             f"cuBLASLt has no way to make a product of {m} x {k} and {n} x {k} numbers in {of_a}"
         )
-    ours = is_wide(n, k) and of_b == torch.bfloat16 and torch.cuda.get_device_capability(device) == (9, 0)
-    best = (one for one in choices if ours and _tile_and_cluster(one) == _BEST_IF_WIDE)
-    return _Plan(description, a, b, total, next(best, choices[0]))
+    better = []
+    if is_wide(n, k) and m >= _MANY_ROWS and of_b == torch.bfloat16 and _is_hopper(device):
+        better = [one for one in choices if _tile_and_cluster(one) == _BEST_IF_WIDE]
+    return _Plan(description, a, b, total, [*better, *choices][0])
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def _tile_and_cluster(found: _Found) -> tuple[int, int]:
