@@ -57,7 +57,7 @@ def test_layouts_are_run_by_the_command_that_it_prints_and_compared(tmp_path: Pa
     assert one.startswith("lora  ") and other.startswith("lora tp2 ") and len(table) == 3
     rows = json.loads(file.read_text())
     assert [row["command"] for row in rows.values()] == [first, second]
-    assert rows["lora"]["apart"] == 0 < rows["lora tp2"]["apart"] <= rows["lora tp2"]["bound"] == 1e-4
+    assert rows["lora"]["apart"] == 0 <= rows["lora tp2"]["apart"] <= rows["lora tp2"]["bound"] == 1e-4
 
 
 def test_layouts_that_fail_or_are_too_far_apart_are_told(

@@ -374,6 +374,7 @@ def test_a_silent_network(dial: Dial, transport: str, wan: Wan) -> None:
     with pytest.raises(ConnectError, match="cannot reach login"):
         connection.run("true")
     wan("--mend")
+    connection.timeouts = Timeouts()  # a machine that is busy is no silent network
     assert connection.run("echo back").stdout == "back\n"
 
 
