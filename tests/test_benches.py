@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,3 +142,30 @@ def test_a_peer_that_cannot_run_says_why(train: ModuleType, monkeypatch: pytest.
     monkeypatch.setattr(peer, "find_spec", lambda name: None if name == "peft" else installed(name))
     assert peer.beside(tiny(lora=train.LORA), 1, start)["error"] == "not run: peft not installed"
     assert tried == [2, 1, 2, 1]
+
+
+def test_a_profile_says_between_which_kernels_a_gpu_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHES))
+    from kernels import kernel_table
+    from torch.autograd import DeviceType
+
+    spans = [("first", 0, 10), ("second", 12, 20), ("beside it", 15, 18), ("third", 25, 30), ("last", 30, 31)]
+    ran = [
+        SimpleNamespace(
+            key=name,
+            device_type=DeviceType.CUDA,
+            time_range=SimpleNamespace(start=start, end=end),
+            self_device_time_total=end - start,
+            count=1,
+        )
+        for name, start, end in spans
+    ]
+    profiler = SimpleNamespace(events=lambda: ran, key_averages=lambda: ran)
+    total, idle, *rest = kernel_table(profiler).splitlines()
+    assert total.split() == ["0.03", "ms", "in", "all"] and idle.split()[:2] == ["0.01", "ms"]
+    assert len(rest) == 7 and "first" in rest[0]
+    assert [line.split("waited ")[1] for line in rest[5:]] == [
+        "after second for third",
+        "after first for second",
+    ]
+    assert [line.split()[0] for line in rest[5:]] == ["0.005", "0.002"]
