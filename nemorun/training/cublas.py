@@ -105,7 +105,7 @@ def product(a: Tensor, b: Tensor, more: Tensor | None = None) -> Tensor:
 
 
 def can_multiply(*operands: Tensor) -> bool:
-    """Whether `product` and `add_product` may be asked: in bfloat16, all lying as its kernels like to read it."""
+    """Whether `product` and `add_product` may be asked: in bfloat16, all lying as kernels like to read."""
     return library() is not None and all(
         one.is_cuda
         and one.dtype == torch.bfloat16
